@@ -1,0 +1,20 @@
+package common
+import (
+ _ "k8s.io/client-go/kubernetes"
+ _ "k8s.io/client-go/informers"
+ _ "k8s.io/client-go/metadata"
+ _ "k8s.io/client-go/metadata/metadatainformer"
+ _ "k8s.io/client-go/tools/clientcmd"
+ _ "k8s.io/cri-api/pkg/apis/runtime/v1"
+ _ "gorm.io/driver/sqlite"
+ _ "gorm.io/gorm"
+ _ "github.com/gorilla/websocket"
+ _ "github.com/containerd/containerd/api/services/events/v1"
+ _ "github.com/containerd/containerd/api/events"
+ _ "github.com/spf13/cobra"
+ _ "google.golang.org/grpc"
+ _ "sigs.k8s.io/yaml"
+ _ "golang.org/x/sync/errgroup"
+ _ "golang.org/x/sys/unix"
+ _ "google.golang.org/protobuf/proto"
+)
