@@ -1,0 +1,192 @@
+package wire
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+)
+
+// ProtocolVersion is what this build speaks, and the only one so far.
+const ProtocolVersion = 1
+
+// Limits of one message, in bytes. An apiserver takes objects of about 1.5 MiB
+// at most, so one object always fits.
+const (
+	// MaxMessage is the largest encoded message that either side accepts.
+	MaxMessage = 4 << 20
+	// SoftMessage is where a sender closes a batch (Changes, Inventory) and
+	// begins the next; a single larger object still travels alone.
+	SoftMessage = 256 << 10
+	// VersionLen is the length of an object's version.
+	VersionLen = 16
+	// DigestLen is the length of a digest.
+	DigestLen = sha256.Size
+)
+
+// ErrMalformed is what every decoding error wraps.
+var ErrMalformed = errors.New("malformed message")
+
+// Encode returns m's bytes, or an error if they would exceed MaxMessage.
+func Encode(m proto.Message) ([]byte, error) {
+	b, err := proto.Marshal(m)
+	if err != nil {
+		return nil, fmt.Errorf("encode %s: %w", m.ProtoReflect().Descriptor().Name(), err)
+	}
+	if len(b) > MaxMessage {
+		return nil, fmt.Errorf("encode %s: %d bytes exceed the limit of %d", m.ProtoReflect().Descriptor().Name(), len(b), MaxMessage)
+	}
+	return b, nil
+}
+
+// DecodeEdge reads a message that an edge sent. The hub must expect anything:
+// every error wraps ErrMalformed.
+func DecodeEdge(b []byte) (*EdgeMessage, error) {
+	m := new(EdgeMessage)
+	if err := decode(b, m); err != nil {
+		return nil, err
+	}
+	switch body := m.GetBody().(type) {
+	case *EdgeMessage_Inventory:
+		for _, r := range body.Inventory.GetItems() {
+			if err := checkRef(r, true); err != nil {
+				return nil, err
+			}
+		}
+	case *EdgeMessage_Hello:
+		if n := len(body.Hello.GetDigest()); n != DigestLen {
+			return nil, fmt.Errorf("%w: hello: digest of %d bytes, want %d", ErrMalformed, n, DigestLen)
+		}
+	}
+	return m, nil
+}
+
+// DecodeHub reads a message that a hub sent. Every error wraps ErrMalformed.
+func DecodeHub(b []byte) (*HubMessage, error) {
+	m := new(HubMessage)
+	if err := decode(b, m); err != nil {
+		return nil, err
+	}
+	switch body := m.GetBody().(type) {
+	case *HubMessage_Changes:
+		for _, o := range body.Changes.GetUpserts() {
+			if err := checkRef(o.GetRef(), true); err != nil {
+				return nil, err
+			}
+			if !bytes.Equal(Version(o.GetPayload()), o.GetRef().GetVersion()) {
+				return nil, fmt.Errorf("%w: %s: the payload is not of the stated version", ErrMalformed, Describe(o.GetRef()))
+			}
+		}
+		for _, r := range body.Changes.GetDeletes() {
+			if err := checkRef(r, false); err != nil {
+				return nil, err
+			}
+		}
+	case *HubMessage_Synced:
+		if n := len(body.Synced.GetDigest()); n != DigestLen {
+			return nil, fmt.Errorf("%w: synced: digest of %d bytes, want %d", ErrMalformed, n, DigestLen)
+		}
+	}
+	return m, nil
+}
+
+func decode(b []byte, m proto.Message) error {
+	name := m.ProtoReflect().Descriptor().Name()
+	if len(b) > MaxMessage {
+		return fmt.Errorf("%w: %s: %d bytes exceed the limit of %d", ErrMalformed, name, len(b), MaxMessage)
+	}
+	if err := proto.Unmarshal(b, m); err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrMalformed, name, err)
+	}
+	return nil
+}
+
+// checkRef holds what both sides rely on: a known kind, a name, a uid that is
+// safe in a path, and a version where one belongs.
+func checkRef(r *ObjectRef, versioned bool) error {
+	switch {
+	case r == nil:
+		return fmt.Errorf("%w: object without a reference", ErrMalformed)
+	case r.Kind < KindMin || r.Kind > KindMax:
+		return fmt.Errorf("%w: unknown kind %d of object %s/%s", ErrMalformed, r.Kind, r.Namespace, r.Name)
+	case r.Name == "" || len(r.Name) > 253 || strings.ContainsAny(r.Name, "/\x00") || r.Name == "." || r.Name == "..":
+		return fmt.Errorf("%w: bad name %q", ErrMalformed, r.Name)
+	case len(r.Namespace) > 63 || strings.ContainsAny(r.Namespace, "/.\x00"):
+		return fmt.Errorf("%w: bad namespace %q", ErrMalformed, r.Namespace)
+	case r.Uid == "" || len(r.Uid) > 128 || strings.ContainsAny(r.Uid, "/\x00") || strings.Contains(r.Uid, ".."):
+		return fmt.Errorf("%w: bad uid %q of %s/%s", ErrMalformed, r.Uid, r.Namespace, r.Name)
+	case versioned && len(r.Version) != VersionLen:
+		return fmt.Errorf("%w: %s: version of %d bytes, want %d", ErrMalformed, Describe(r), len(r.Version), VersionLen)
+	}
+	return nil
+}
+
+// KindMin and KindMax bound the kinds of protocol version 1.
+const (
+	KindMin = Kind_KIND_POD
+	KindMax = Kind_KIND_NODE
+)
+
+// Describe names an object for people: "pod shop/till (uid 1234)".
+func Describe(r *ObjectRef) string {
+	kind := map[Kind]string{
+		Kind_KIND_POD: "pod", Kind_KIND_CONFIG_MAP: "configmap", Kind_KIND_SECRET: "secret", Kind_KIND_NODE: "node",
+	}[r.GetKind()]
+	if kind == "" {
+		kind = r.GetKind().String()
+	}
+	name := r.GetName()
+	if r.GetNamespace() != "" {
+		name = r.GetNamespace() + "/" + name
+	}
+	return fmt.Sprintf("%s %s (uid %s)", kind, name, r.GetUid())
+}
+
+// Version is the version of a payload.
+func Version(payload []byte) []byte {
+	sum := sha256.Sum256(payload)
+	return sum[:VersionLen]
+}
+
+// Digest is one number for a set of objects, whatever their order. Both sides
+// compute it over what they hold; equal digests mean that nothing need be sent.
+// Each reference is hashed with its lengths, so that no two sets read alike.
+func Digest(refs []*ObjectRef) []byte {
+	sorted := slices.Clone(refs)
+	slices.SortFunc(sorted, CompareRefs)
+	h := sha256.New()
+	var n [4]byte
+	field := func(b []byte) {
+		binary.BigEndian.PutUint32(n[:], uint32(len(b)))
+		h.Write(n[:])
+		h.Write(b)
+	}
+	for _, r := range sorted {
+		binary.BigEndian.PutUint32(n[:], uint32(r.GetKind()))
+		h.Write(n[:])
+		field([]byte(r.GetNamespace()))
+		field([]byte(r.GetName()))
+		field([]byte(r.GetUid()))
+		field(r.GetVersion())
+	}
+	return h.Sum(nil)
+}
+
+// CompareRefs orders references by kind, namespace, name and uid.
+func CompareRefs(a, b *ObjectRef) int {
+	if c := int(a.GetKind()) - int(b.GetKind()); c != 0 {
+		return c
+	}
+	if c := strings.Compare(a.GetNamespace(), b.GetNamespace()); c != 0 {
+		return c
+	}
+	if c := strings.Compare(a.GetName(), b.GetName()); c != 0 {
+		return c
+	}
+	return strings.Compare(a.GetUid(), b.GetUid())
+}
