@@ -1,0 +1,160 @@
+package store
+
+import (
+	"context"
+	"fmt"
+
+	"gorm.io/gorm"
+	"gorm.io/gorm/clause"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/holdfast-edge/holdfast/common/wire"
+)
+
+// Apply stores a batch of the hub's changes, all or nothing, and tells the
+// subscribers. Deletes go by uid: a ConfigMap that was deleted and made anew
+// under the same name keeps its new self. A pod's own memory (PodState, tokens)
+// stays until the pod's worker has finished with it.
+func (s *Store) Apply(ctx context.Context, upserts []*wire.Object, deletes []*wire.ObjectRef) error {
+	var changed []Change
+	err := s.write(ctx, func(tx *gorm.DB) error {
+		changed = changed[:0]
+		for _, r := range deletes {
+			res := tx.Where("kind = ? AND uid = ?", int32(r.GetKind()), r.GetUid()).Delete(&objectRow{})
+			if res.Error != nil {
+				return fmt.Errorf("delete %s: %w", wire.Describe(r), res.Error)
+			}
+			if res.RowsAffected > 0 {
+				changed = append(changed, changeOf(r, true))
+			}
+		}
+		for _, o := range upserts {
+			r := o.GetRef()
+			row := objectRow{Kind: int32(r.GetKind()), UID: r.GetUid(), Namespace: r.GetNamespace(), Name: r.GetName(),
+				Version: r.GetVersion(), Payload: o.GetPayload()}
+			if row.Payload == nil {
+				row.Payload = []byte{}
+			}
+			// An object which is stored in this very version is left alone, and nobody is told.
+			res := tx.Clauses(clause.OnConflict{
+				Columns:   []clause.Column{{Name: "kind"}, {Name: "uid"}},
+				DoUpdates: clause.AssignmentColumns([]string{"namespace", "name", "version", "payload"}),
+				Where:     clause.Where{Exprs: []clause.Expression{clause.Expr{SQL: "objects.version <> excluded.version"}}},
+			}).Create(&row)
+			if res.Error != nil {
+				return fmt.Errorf("store %s: %w", wire.Describe(r), res.Error)
+			}
+			if res.RowsAffected > 0 {
+				changed = append(changed, changeOf(r, false))
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("apply %d upserts and %d deletes: %w", len(upserts), len(deletes), err)
+	}
+	if len(changed) > 0 {
+		s.changes.Add(1)
+		s.notify(changed)
+	}
+	return nil
+}
+
+func changeOf(r *wire.ObjectRef, deleted bool) Change {
+	return Change{Kind: r.GetKind(), Namespace: r.GetNamespace(), Name: r.GetName(), UID: r.GetUid(), Deleted: deleted}
+}
+
+// Inventory lists what the node holds, in no particular order.
+func (s *Store) Inventory(ctx context.Context) ([]*wire.ObjectRef, error) {
+	var rows []objectRow
+	if err := s.read(ctx).Select("kind", "uid", "namespace", "name", "version").Find(&rows).Error; err != nil {
+		return nil, fmt.Errorf("list the stored objects: %w", s.explain(err))
+	}
+	refs := make([]*wire.ObjectRef, len(rows))
+	for i, r := range rows {
+		refs[i] = &wire.ObjectRef{Kind: wire.Kind(r.Kind), Namespace: r.Namespace, Name: r.Name, Uid: r.UID, Version: r.Version}
+	}
+	return refs, nil
+}
+
+// Digest is wire.Digest of the inventory.
+func (s *Store) Digest(ctx context.Context) ([]byte, error) {
+	refs, err := s.Inventory(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return wire.Digest(refs), nil
+}
+
+// Pods returns every pod that the hub bound to this node, in the order of
+// namespace and name. A pod that this build cannot decode is logged and left
+// out; the others must start all the same.
+func (s *Store) Pods(ctx context.Context) ([]*corev1.Pod, error) {
+	var rows []objectRow
+	err := s.read(ctx).Where("kind = ?", int32(wire.Kind_KIND_POD)).Order("namespace, name, uid").Find(&rows).Error
+	if err != nil {
+		return nil, fmt.Errorf("list the stored pods: %w", s.explain(err))
+	}
+	pods := make([]*corev1.Pod, 0, len(rows))
+	for _, r := range rows {
+		pod := new(corev1.Pod)
+		if err := decode(r, pod); err != nil {
+			s.log.Error("a stored pod cannot be read and is left alone", "pod", r.Namespace+"/"+r.Name, "uid", r.UID, "err", err)
+			continue
+		}
+		pods = append(pods, pod)
+	}
+	return pods, nil
+}
+
+// Pod returns the pod with that uid, or ErrNotFound.
+func (s *Store) Pod(ctx context.Context, uid string) (*corev1.Pod, error) {
+	pod := new(corev1.Pod)
+	return pod, s.object(ctx, pod, "pod with uid "+uid, "kind = ? AND uid = ?", int32(wire.Kind_KIND_POD), uid)
+}
+
+// ConfigMap returns the ConfigMap of that name, or ErrNotFound.
+func (s *Store) ConfigMap(ctx context.Context, namespace, name string) (*corev1.ConfigMap, error) {
+	cm := new(corev1.ConfigMap)
+	return cm, s.named(ctx, cm, wire.Kind_KIND_CONFIG_MAP, "configmap", namespace, name)
+}
+
+// Secret returns the Secret of that name, or ErrNotFound.
+func (s *Store) Secret(ctx context.Context, namespace, name string) (*corev1.Secret, error) {
+	secret := new(corev1.Secret)
+	return secret, s.named(ctx, secret, wire.Kind_KIND_SECRET, "secret", namespace, name)
+}
+
+// Node returns the node's own Node object as the hub last sent it, or ErrNotFound.
+func (s *Store) Node(ctx context.Context) (*corev1.Node, error) {
+	node := new(corev1.Node)
+	return node, s.object(ctx, node, "node object", "kind = ?", int32(wire.Kind_KIND_NODE))
+}
+
+func (s *Store) named(ctx context.Context, into message, kind wire.Kind, what, namespace, name string) error {
+	return s.object(ctx, into, what+" "+namespace+"/"+name,
+		"kind = ? AND namespace = ? AND name = ?", int32(kind), namespace, name)
+}
+
+// object reads the newest matching row: of two namesakes the later one counts.
+func (s *Store) object(ctx context.Context, into message, what, where string, args ...any) error {
+	var rows []objectRow
+	if err := s.read(ctx).Where(where, args...).Order("rowid DESC").Limit(1).Find(&rows).Error; err != nil {
+		return fmt.Errorf("read %s: %w", what, s.explain(err))
+	}
+	if len(rows) == 0 {
+		return fmt.Errorf("%s: %w", what, ErrNotFound)
+	}
+	return decode(rows[0], into)
+}
+
+// message is what Kubernetes' generated types have.
+type message interface{ Unmarshal([]byte) error }
+
+func decode(r objectRow, into message) error {
+	if err := into.Unmarshal(r.Payload); err != nil {
+		ref := &wire.ObjectRef{Kind: wire.Kind(r.Kind), Namespace: r.Namespace, Name: r.Name, Uid: r.UID}
+		return fmt.Errorf("decode stored %s: %w", wire.Describe(ref), err)
+	}
+	return nil
+}
