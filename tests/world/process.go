@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,18 +26,23 @@ type Process struct {
 	err error
 }
 
-// start runs cmd and collects what it prints, also into the file at logPath.
+// start runs cmd and collects what it prints, also into the file at logPath and,
+// where cmd has a Stdout already, there.
 func start(name string, cmd *exec.Cmd, logPath string) (*Process, error) {
 	file, err := os.OpenFile(logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	p := &Process{Name: name, cmd: cmd, done: make(chan struct{})}
+	outputs := []io.Writer{&p.log, file}
+	if cmd.Stdout != nil {
+		outputs = append(outputs, cmd.Stdout)
+	}
+	all := io.MultiWriter(outputs...)
 	w := writerFunc(func(b []byte) (int, error) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		p.log.Write(b)
-		return file.Write(b)
+		return all.Write(b)
 	})
 	cmd.Stdout, cmd.Stderr = w, w
 	// A grandchild that keeps the pipe open must not keep Wait from returning.

@@ -1,13 +1,19 @@
 package world
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 func (w *World) nodeReady(ctx context.Context, name string) (bool, error) {
@@ -67,4 +73,54 @@ func Eventually(ctx context.Context, limit time.Duration, what string, done func
 		case <-tick.C:
 		}
 	}
+}
+
+// Running is one running container of a pod, as containerd sees it.
+type Running struct {
+	Namespace, Pod, PodUID, Name, ID string
+	Attempt                          uint32
+}
+
+// Running lists the running containers of the node, by pod and name.
+func (n *Node) Running(ctx context.Context) ([]Running, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	list, err := n.Containerd.CRI().ListContainers(ctx, &runtimeapi.ListContainersRequest{
+		Filter: &runtimeapi.ContainerFilter{State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING}},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the containers of node %s: %w", n.Name, err)
+	}
+	var all []Running
+	for _, c := range list.Containers {
+		all = append(all, Running{
+			Namespace: c.Labels["io.kubernetes.pod.namespace"], Pod: c.Labels["io.kubernetes.pod.name"], PodUID: c.Labels["io.kubernetes.pod.uid"],
+			Name: c.Metadata.Name, ID: c.Id, Attempt: c.Metadata.Attempt,
+		})
+	}
+	slices.SortFunc(all, func(a, b Running) int {
+		return strings.Compare(a.Namespace+"/"+a.Pod+"/"+a.Name, b.Namespace+"/"+b.Pod+"/"+b.Name)
+	})
+	return all, nil
+}
+
+// PodLog is the last line that a container of a pod has logged, over all attempts.
+func (n *Node) PodLog(namespace, pod, container string) (string, error) {
+	files, err := filepath.Glob(filepath.Join(n.PodLogs(), namespace+"_"+pod+"_*", container, "*.log"))
+	if err != nil {
+		return "", err
+	}
+	slices.SortFunc(files, func(a, b string) int {
+		return cmp.Or(cmp.Compare(len(a), len(b)), strings.Compare(a, b))
+	})
+	if len(files) == 0 {
+		return "", fmt.Errorf("container %s of pod %s/%s has no log on node %s", container, namespace, pod, n.Name)
+	}
+	b, err := os.ReadFile(files[len(files)-1])
+	if err != nil {
+		return "", err
+	}
+	// A line of a CRI log: time, stream, tag, text.
+	fields := strings.SplitN(tail(string(b), 1), " ", 4)
+	return fields[len(fields)-1], nil
 }
