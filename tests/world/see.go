@@ -124,3 +124,12 @@ func (n *Node) PodLog(namespace, pod, container string) (string, error) {
 	fields := strings.SplitN(tail(string(b), 1), " ", 4)
 	return fields[len(fields)-1], nil
 }
+
+// Sandboxes counts the pod sandboxes that containerd holds, running or not.
+func (n *Node) Sandboxes(ctx context.Context) (int, error) {
+	list, err := n.Containerd.CRI().ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+	if err != nil {
+		return 0, fmt.Errorf("list the sandboxes of node %s: %w", n.Name, err)
+	}
+	return len(list.Items), nil
+}
