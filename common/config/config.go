@@ -1,0 +1,133 @@
+// Package config owns the daemons' config files: their keys, defaults and
+// checks. edgecore and cloudcore load one each at start; holdfast writes them.
+// It never reads the environment and never starts anything.
+package config
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// Where the config files are, unless --config says otherwise.
+const (
+	EdgePath  = "/etc/holdfast/edgecore.yaml"
+	CloudPath = "/etc/holdfast/cloudcore.yaml"
+)
+
+// HubPort is the hub's port unless an address names another.
+const HubPort = "10350"
+
+// Duration is a time.Duration that reads and writes as "25s".
+type Duration struct{ time.Duration }
+
+// MarshalJSON writes the duration as text.
+func (d Duration) MarshalJSON() ([]byte, error) { return json.Marshal(d.String()) }
+
+// UnmarshalJSON reads a text like "1m30s".
+func (d *Duration) UnmarshalJSON(b []byte) error {
+	var text string
+	if err := json.Unmarshal(b, &text); err != nil {
+		return fmt.Errorf("%s is not a duration: write a number with its unit, like 25s or 5m", b)
+	}
+	v, err := time.ParseDuration(text)
+	if err != nil {
+		return fmt.Errorf("%q is not a duration: write a number with its unit, like 25s or 5m", text)
+	}
+	d.Duration = v
+	return nil
+}
+
+// Edge is the config of edgecore.
+type Edge struct {
+	// NodeName is the node's name in the cluster; the machine's host name where
+	// it is empty. It must be the name in the node's certificate.
+	NodeName string `json:"nodeName,omitempty"`
+	// Hub lists the addresses (HOST:PORT) of the hub; the first is tried first.
+	Hub []string `json:"hub"`
+	// Transport is how the hub is reached: websocket.
+	Transport string `json:"transport,omitempty"`
+	// DataDir holds the database, the certificates and the pods' volumes.
+	DataDir string `json:"dataDir,omitempty"`
+	// RunDir holds the socket for "holdfast status"; it may be lost at a reboot.
+	RunDir string `json:"runDir,omitempty"`
+	// PodLogsDir is where containerd writes the containers' logs.
+	PodLogsDir string `json:"podLogsDir,omitempty"`
+	// ContainerRuntimeEndpoint is containerd's socket.
+	ContainerRuntimeEndpoint string `json:"containerRuntimeEndpoint,omitempty"`
+	// CgroupRoot is the cgroup under which the pods' cgroups (kubepods) are made.
+	CgroupRoot string `json:"cgroupRoot,omitempty"`
+	// CgroupDriver is cgroupfs or systemd; empty: the runtime is asked.
+	CgroupDriver string `json:"cgroupDriver,omitempty"`
+	// PauseImage is the image of pod sandboxes; empty: the runtime's own.
+	PauseImage string `json:"pauseImage,omitempty"`
+	// NodeIP is the address that the node reports; empty: that of the interface
+	// by which the hub is reached.
+	NodeIP string `json:"nodeIP,omitempty"`
+	// ClusterDomain and ClusterDNS go into the resolv.conf of pods with
+	// dnsPolicy ClusterFirst. Without ClusterDNS they get the node's own.
+	ClusterDomain string   `json:"clusterDomain,omitempty"`
+	ClusterDNS    []string `json:"clusterDNS,omitempty"`
+	// MaxPods is how many pods the node offers to hold.
+	MaxPods int `json:"maxPods,omitempty"`
+	// Labels are set on the Node when it registers.
+	Labels map[string]string `json:"labels,omitempty"`
+	// Taints are set on the Node when it registers: key=value:Effect or key:Effect.
+	Taints []string `json:"taints,omitempty"`
+	// KeepAlive is how long the edge says nothing before it shows the hub that
+	// it is still there. The hub calls a node silent after two and a half times
+	// this, so both sides must have the same.
+	KeepAlive Duration `json:"keepAlive,omitzero"`
+	// StatusInterval is how often the node looks at its own condition. Only a
+	// change is sent.
+	StatusInterval Duration `json:"statusInterval,omitzero"`
+	// LogLevel is debug, info, warn or error.
+	LogLevel string `json:"logLevel,omitempty"`
+}
+
+// Cloud is the config of cloudcore.
+type Cloud struct {
+	// Kubeconfig is how the apiserver is reached; empty: from inside the cluster.
+	Kubeconfig string `json:"kubeconfig,omitempty"`
+	// Listen is the address and port of the hub.
+	Listen string `json:"listen,omitempty"`
+	// AdvertiseAddresses are the names and IP addresses by which edges reach the
+	// hub; its certificate is made for them, and for this machine's host name.
+	AdvertiseAddresses []string `json:"advertiseAddresses,omitempty"`
+	// DataDir holds the hub's certificate.
+	DataDir string `json:"dataDir,omitempty"`
+	// KeepAlive must be that of the edges.
+	KeepAlive Duration `json:"keepAlive,omitzero"`
+	// LogLevel is debug, info, warn or error.
+	LogLevel string `json:"logLevel,omitempty"`
+	// HealthListen is the address of /healthz, in plain HTTP.
+	HealthListen string `json:"healthListen,omitempty"`
+}
+
+// DefaultEdge is what an edge's config says where the file is silent.
+func DefaultEdge() Edge {
+	return Edge{
+		Transport:                "websocket",
+		DataDir:                  "/var/lib/holdfast/edge",
+		RunDir:                   "/run/holdfast",
+		PodLogsDir:               "/var/log/pods",
+		ContainerRuntimeEndpoint: "unix:///run/containerd/containerd.sock",
+		CgroupRoot:               "/",
+		ClusterDomain:            "cluster.local",
+		MaxPods:                  110,
+		KeepAlive:                Duration{25 * time.Second},
+		StatusInterval:           Duration{10 * time.Second},
+		LogLevel:                 "info",
+	}
+}
+
+// DefaultCloud is what cloudcore's config says where the file is silent.
+func DefaultCloud() Cloud {
+	return Cloud{
+		Listen:       "0.0.0.0:" + HubPort,
+		DataDir:      "/var/lib/holdfast/cloud",
+		KeepAlive:    Duration{25 * time.Second},
+		LogLevel:     "info",
+		HealthListen: "127.0.0.1:10351",
+	}
+}
