@@ -3,6 +3,7 @@ package world
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -132,4 +133,20 @@ func (n *Node) Sandboxes(ctx context.Context) (int, error) {
 		return 0, fmt.Errorf("list the sandboxes of node %s: %w", n.Name, err)
 	}
 	return len(list.Items), nil
+}
+
+// ContainerPid is the process number of a container's first process in this world.
+func (n *Node) ContainerPid(ctx context.Context, id string) (int, error) {
+	answer, err := n.Containerd.CRI().ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: true})
+	if err != nil {
+		return 0, fmt.Errorf("status of container %s on node %s: %w", id, n.Name, err)
+	}
+	var info struct{ Pid int }
+	if err := json.Unmarshal([]byte(answer.Info["info"]), &info); err != nil {
+		return 0, fmt.Errorf("status of container %s on node %s: %w", id, n.Name, err)
+	}
+	if info.Pid <= 0 {
+		return 0, fmt.Errorf("container %s on node %s has no process", id, n.Name)
+	}
+	return info.Pid, nil
 }
