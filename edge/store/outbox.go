@@ -64,41 +64,51 @@ func (s *Store) OutboxChanged() <-chan struct{} { return s.outboxCh }
 
 // Outbox returns up to limit unsettled reports with ids above afterID, oldest first.
 func (s *Store) Outbox(ctx context.Context, afterID uint64, limit int) ([]*wire.Report, error) {
-	waiting, err := s.outbox(ctx, s.read(ctx).Where("id > ?", afterID), limit)
-	reports := make([]*wire.Report, len(waiting))
-	for i, w := range waiting {
-		reports[i] = w.Report
-	}
-	return reports, err
-}
-
-// Waiting is an unsettled report and what it is about.
-type Waiting struct {
-	*wire.Report
-	Key string
-}
-
-// OutboxKeyed is Outbox for the reports with a key (statuses), OutboxOrdered for
-// those without (events).
-func (s *Store) OutboxKeyed(ctx context.Context, afterID uint64, limit int) ([]Waiting, error) {
-	return s.outbox(ctx, s.read(ctx).Where("id > ? AND key <> ''", afterID), limit)
-}
-
-// OutboxOrdered: see OutboxKeyed.
-func (s *Store) OutboxOrdered(ctx context.Context, afterID uint64, limit int) ([]Waiting, error) {
-	return s.outbox(ctx, s.read(ctx).Where("id > ? AND key = ''", afterID), limit)
-}
-
-func (s *Store) outbox(_ context.Context, query *gorm.DB, limit int) ([]Waiting, error) {
 	var rows []outboxRow
-	if err := query.Order("id").Limit(limit).Find(&rows).Error; err != nil {
+	if err := s.read(ctx).Where("id > ?", afterID).Order("id").Limit(limit).Find(&rows).Error; err != nil {
 		return nil, fmt.Errorf("read the outbox: %w", s.explain(err))
 	}
-	out := make([]Waiting, len(rows))
+	reports := make([]*wire.Report, len(rows))
 	for i, r := range rows {
-		out[i] = Waiting{Report: &wire.Report{Id: r.ID, Kind: wire.ReportKind(r.Kind), Payload: r.Payload}, Key: r.Key}
+		reports[i] = reportOf(r)
 	}
-	return out, nil
+	return reports, nil
+}
+
+// Waiting names an unsettled report without its payload.
+type Waiting struct {
+	ID   uint64
+	Kind wire.ReportKind
+	Key  string
+}
+
+// OutboxIndex is Outbox without the payloads, for the reports with a key
+// (statuses) or for those without (events).
+func (s *Store) OutboxIndex(ctx context.Context, keyed bool, afterID uint64, limit int) ([]Waiting, error) {
+	var waiting []Waiting
+	err := s.read(ctx).Model(&outboxRow{}).Select("id", "kind", "key").
+		Where("id > ? AND (key <> '') = ?", afterID, keyed).Order("id").Limit(limit).Find(&waiting).Error
+	if err != nil {
+		return nil, fmt.Errorf("read the outbox: %w", s.explain(err))
+	}
+	return waiting, nil
+}
+
+// OutboxReport returns one unsettled report, or ErrNotFound when it was settled,
+// replaced or dropped.
+func (s *Store) OutboxReport(ctx context.Context, id uint64) (*wire.Report, error) {
+	var rows []outboxRow
+	if err := s.read(ctx).Where("id = ?", id).Limit(1).Find(&rows).Error; err != nil {
+		return nil, fmt.Errorf("read report %d: %w", id, s.explain(err))
+	}
+	if len(rows) == 0 {
+		return nil, fmt.Errorf("report %d: %w", id, ErrNotFound)
+	}
+	return reportOf(rows[0]), nil
+}
+
+func reportOf(r outboxRow) *wire.Report {
+	return &wire.Report{Id: r.ID, Kind: wire.ReportKind(r.Kind), Payload: r.Payload}
 }
 
 // Settle forgets a report that the hub accepted or refused for good. A report

@@ -1,0 +1,409 @@
+package uplink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/holdfast-edge/holdfast/common/link"
+	"github.com/holdfast-edge/holdfast/common/wire"
+	"github.com/holdfast-edge/holdfast/edge/store"
+)
+
+// Options of New. Dialer and Store are required.
+type Options struct {
+	Dialer  link.Dialer
+	Store   *store.Store
+	Timing  Timing
+	Log     *slog.Logger
+	Version string // edgecore's, told to the hub
+	// Wake, when something arrives on it, ends a pause between two attempts: the
+	// machine's network changed.
+	Wake <-chan struct{}
+}
+
+// State is what is known of the line.
+type State struct {
+	Connected bool      // a session is open
+	Since     time.Time // when Connected last changed
+	Hub       string    // the hub's address, of the last session
+	Synced    bool      // this session's hub has sent everything
+	LastError string    // why there is no session, or why the last one ended
+}
+
+// Uplink is the node's line to its hub.
+type Uplink struct {
+	opts Options
+	log  *slog.Logger
+
+	asks  chan tokenAsk
+	clock hubClock
+
+	mu      sync.Mutex
+	state   State
+	changed chan struct{} // closed and replaced when state changes
+	open    chan struct{} // closed when the open session ends; nil while there is none
+
+	inventory bool // owned by Run: the next Hello must lead to an inventory
+}
+
+// New returns an uplink that does nothing until Run.
+func New(o Options) *Uplink {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	o.Timing = o.Timing.withDefaults()
+	return &Uplink{
+		opts: o, log: o.Log,
+		asks:    make(chan tokenAsk),
+		state:   State{Since: time.Now()},
+		changed: make(chan struct{}),
+	}
+}
+
+// State is the line's state now.
+func (u *Uplink) State() State {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.state
+}
+
+// Changed returns a channel that is closed at the next change of State.
+func (u *Uplink) Changed() <-chan struct{} {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.changed
+}
+
+func (u *Uplink) update(fn func(*State)) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	before := u.state
+	fn(&u.state)
+	if u.state.Connected != before.Connected {
+		u.state.Since = time.Now()
+		if u.state.Connected {
+			u.open = make(chan struct{})
+		} else {
+			close(u.open)
+			u.open = nil
+		}
+	}
+	if u.state != before {
+		close(u.changed)
+		u.changed = make(chan struct{})
+	}
+}
+
+// Run connects, and connects again, until ctx ends.
+func (u *Uplink) Run(ctx context.Context) error {
+	u.clock.load(ctx, u.opts.Store)
+	pause := backoff{timing: u.opts.Timing}
+	for ctx.Err() == nil {
+		lasted, err := u.attempt(ctx)
+		if ctx.Err() != nil {
+			break
+		}
+		u.failed(err, lasted > 0)
+		pause.ended(lasted)
+		if errors.Is(err, errDifference) && !u.inventory { // once, without a pause
+			u.inventory = true
+			continue
+		}
+		u.wait(ctx, upTo(pause.ceiling()))
+	}
+	u.update(func(s *State) { s.Connected, s.Synced, s.LastError = false, false, "edgecore is stopping" })
+	return nil
+}
+
+// failed notes why there is no session; a reason is logged once, not per attempt.
+func (u *Uplink) failed(err error, hadSession bool) {
+	news := hadSession || u.State().LastError != err.Error()
+	u.update(func(s *State) { s.Connected, s.Synced, s.LastError = false, false, err.Error() })
+	var bye *goodbyeError
+	switch {
+	case !news:
+	case errors.As(err, &bye) && (bye.reason == wire.Goodbye_REASON_DUPLICATE || bye.reason == wire.Goodbye_REASON_REVOKED),
+		errors.Is(err, store.ErrDiskFull):
+		u.log.Error("the line to the hub is down", "err", err)
+	case hadSession:
+		u.log.Warn("the line to the hub went down; workloads go on", "err", err)
+	default:
+		u.log.Warn("the hub cannot be reached; workloads go on, and it is tried again", "err", err)
+	}
+}
+
+func (u *Uplink) wait(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-u.opts.Wake:
+	case <-ctx.Done():
+	}
+}
+
+func upTo(d time.Duration) time.Duration {
+	if d <= 0 {
+		return 0
+	}
+	return rand.N(d)
+}
+
+// attempt dials and talks until the session ends. lasted is 0 when none opened.
+func (u *Uplink) attempt(ctx context.Context) (lasted time.Duration, err error) {
+	dialCtx, cancel := context.WithTimeout(ctx, u.opts.Timing.Dial)
+	conn, err := u.opts.Dialer.Dial(dialCtx)
+	cancel()
+	if err != nil {
+		return 0, err
+	}
+	ctx, cancel = context.WithCancel(ctx)
+	c := &conversation{u: u, conn: conn, out: newSender(), window: newWindow(upTo), tokens: make(map[uint64]chan<- *wire.TokenAnswer)}
+	var group sync.WaitGroup
+	incoming := make(chan received)
+	group.Go(func() { c.readAll(ctx, incoming) })
+	group.Go(func() { c.writeAll(ctx) })
+	err = c.run(ctx, incoming)
+	cancel()
+	err = errors.Join(err, ignoreClosed(conn.Close()))
+	group.Wait()
+	if !c.openedAt.IsZero() {
+		lasted = max(1, time.Since(c.openedAt))
+	}
+	return lasted, err
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, link.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// conversation drives one session; run's goroutine owns all but out.
+type conversation struct {
+	u        *Uplink
+	conn     link.Conn
+	session  session
+	window   *window
+	out      *sender
+	openedAt time.Time
+
+	lastAsk uint64
+	tokens  map[uint64]chan<- *wire.TokenAnswer
+}
+
+// received is what the reading goroutine hands over.
+type received struct {
+	message *wire.HubMessage
+	err     error
+}
+
+func (c *conversation) readAll(ctx context.Context, to chan<- received) {
+	for {
+		var r received
+		b, err := c.conn.Recv(ctx)
+		if err == nil {
+			r.message, err = wire.DecodeHub(b)
+		}
+		r.err = err
+		select {
+		case to <- r:
+		case <-ctx.Done():
+			return
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (c *conversation) run(ctx context.Context, incoming <-chan received) error {
+	if err := c.hello(ctx); err != nil {
+		return err
+	}
+	welcomeBy := time.NewTimer(c.u.opts.Timing.Welcome)
+	defer welcomeBy.Stop()
+	again := time.NewTimer(0)
+	defer again.Stop()
+	for {
+		select {
+		case r := <-incoming:
+			if r.err != nil {
+				return r.err
+			}
+			actions, err := c.session.receive(r.message)
+			if err == nil {
+				err = c.perform(ctx, actions)
+			}
+			if err != nil {
+				return err
+			}
+		case <-c.u.opts.Store.OutboxChanged():
+		case <-again.C:
+		case a := <-c.askable():
+			c.ask(a)
+		case err := <-c.out.failed:
+			return err
+		case <-welcomeBy.C:
+			if !c.session.welcomed {
+				return fmt.Errorf("the hub at %s did not answer the hello within %s", c.conn.Peer(), c.u.opts.Timing.Welcome)
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if err := c.report(ctx, again); err != nil {
+			return err
+		}
+	}
+}
+
+// hello says what the store holds; a zero digest leads to an inventory.
+func (c *conversation) hello(ctx context.Context) error {
+	digest := make([]byte, wire.DigestLen)
+	if !c.u.inventory {
+		var err error
+		if digest, err = c.u.opts.Store.Digest(ctx); err != nil {
+			return err
+		}
+	}
+	return c.send(hello(digest, c.u.opts.Version, c.u.opts.Store.ID()))
+}
+
+func (c *conversation) send(m *wire.EdgeMessage) error {
+	b, err := wire.Encode(m)
+	if err != nil {
+		return err
+	}
+	c.out.put(b)
+	return nil
+}
+
+// perform does what the session decided, in order.
+func (c *conversation) perform(ctx context.Context, actions []action) error {
+	for _, a := range actions {
+		more, err := c.do(ctx, a)
+		if err == nil {
+			err = c.perform(ctx, more)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *conversation) do(ctx context.Context, a action) ([]action, error) {
+	st := c.u.opts.Store
+	switch {
+	case a.welcome != nil:
+		c.opened(ctx, a.welcome)
+	case a.inventory:
+		refs, err := st.Inventory(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range inventory(refs) {
+			if err := c.send(m); err != nil {
+				return nil, err
+			}
+		}
+	case a.apply != nil:
+		if err := st.Apply(ctx, a.apply.GetUpserts(), a.apply.GetDeletes()); err != nil {
+			return nil, err
+		}
+		return nil, c.send(c.session.committed(a.apply.GetSeq()))
+	case a.compare != nil:
+		digest, err := st.Digest(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return c.session.compared(string(digest) == string(a.compare))
+	case a.complete:
+		c.u.inventory = false
+		if err := st.MarkSynced(ctx); err != nil {
+			return nil, err
+		}
+		c.u.update(func(s *State) { s.Synced = true })
+		c.u.log.Info("the hub has sent everything", "session", c.session.id)
+	case a.result != nil:
+		return nil, c.settle(ctx, a.result)
+	case a.token != nil:
+		c.u.clock.learn(ctx, st, a.token.GetHubTimeUnixMs())
+		if answer, ok := c.tokens[a.token.GetId()]; ok {
+			delete(c.tokens, a.token.GetId())
+			answer <- a.token
+		}
+	}
+	return nil, nil
+}
+
+func (c *conversation) opened(ctx context.Context, w *wire.Welcome) {
+	c.openedAt = time.Now()
+	c.u.clock.learn(ctx, c.u.opts.Store, w.GetHubTimeUnixMs())
+	c.u.update(func(s *State) { s.Connected, s.Hub, s.LastError = true, c.conn.Peer(), "" })
+	c.u.log.Info("the line to the hub is up", "hub", c.conn.Peer(), "session", w.GetSession(),
+		"hubVersion", w.GetHubVersion(), "transport", c.conn.Transport(), "inSync", w.GetInSync())
+}
+
+// report sends what the window lets go, and sets the timer for what waits.
+func (c *conversation) report(ctx context.Context, again *time.Timer) error {
+	if !c.session.welcomed {
+		return nil
+	}
+	st := c.u.opts.Store
+	if err := c.fill(ctx); err != nil {
+		return err
+	}
+	now := time.Now()
+	for r, ok := c.window.next(now); ok; r, ok = c.window.next(now) {
+		full, err := st.OutboxReport(ctx, r.ID)
+		if errors.Is(err, store.ErrNotFound) {
+			c.window.gone(r.ID)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := c.send(&wire.EdgeMessage{Body: &wire.EdgeMessage_Report{Report: full}}); err != nil {
+			return err
+		}
+	}
+	if at := c.window.due(); !at.IsZero() {
+		again.Reset(max(time.Millisecond, time.Until(at)))
+	}
+	return nil
+}
+
+// fill takes over what is new in the outbox: all statuses, events by and by.
+func (c *conversation) fill(ctx context.Context) error {
+	keyed, err := c.u.opts.Store.OutboxIndex(ctx, true, c.window.keyedUpTo, -1)
+	if err != nil {
+		return err
+	}
+	c.window.add(keyed)
+	if len(c.window.events) >= windowSize {
+		return nil
+	}
+	events, err := c.u.opts.Store.OutboxIndex(ctx, false, c.window.eventsUpTo, 2*windowSize)
+	if err != nil {
+		return err
+	}
+	c.window.add(events)
+	return nil
+}
+
+func (c *conversation) settle(ctx context.Context, r *wire.ReportResult) error {
+	if !c.window.answer(r.GetId(), r.GetCode(), time.Now()) {
+		return nil
+	}
+	if r.GetCode() == wire.ResultCode_RESULT_REJECTED {
+		c.u.log.Warn("the hub refused a report for good; it is dropped", "report", r.GetId(), "reason", r.GetMessage(), "session", c.session.id)
+	}
+	return c.u.opts.Store.Settle(ctx, r.GetId())
+}
