@@ -230,3 +230,19 @@ func (s *scene) nodeTurns(n *world.Node, want corev1.ConditionStatus) {
 }
 
 func shell(script string) []string { return []string{"sh", "-c", script} }
+
+// within is the same scene for a subtest.
+func (s *scene) within(t *testing.T) *scene {
+	inner := *s
+	inner.T, inner.ctx = t, t.Context()
+	return &inner
+}
+
+func readFile(t *testing.T, parts ...string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(parts...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}

@@ -150,3 +150,12 @@ func (n *Node) ContainerPid(ctx context.Context, id string) (int, error) {
 	}
 	return info.Pid, nil
 }
+
+// Exec runs a command in a container and returns what it printed and its exit code.
+func (n *Node) Exec(ctx context.Context, id string, command ...string) (string, int32, error) {
+	answer, err := n.Containerd.CRI().ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: command, Timeout: 30})
+	if err != nil {
+		return "", 0, fmt.Errorf("exec in container %s on node %s: %w", id, n.Name, err)
+	}
+	return string(answer.Stdout) + string(answer.Stderr), answer.ExitCode, nil
+}
