@@ -41,7 +41,9 @@ type NodeOptions struct {
 // AddNode makes a machine and joins it; it returns when the node is Ready.
 func (w *World) AddNode(ctx context.Context, name string, o NodeOptions) (*Node, error) {
 	n := &Node{Name: name, world: w, dir: filepath.Join(w.Dir, name)}
+	w.mu.Lock()
 	w.nodes = append(w.nodes, n)
+	w.mu.Unlock()
 	for _, dir := range []string{n.dir, n.RunDir(), n.PodLogs()} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, fmt.Errorf("make node %s: %w", name, err)

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"sync"
 	"syscall"
 	"time"
 
@@ -39,7 +40,9 @@ type World struct {
 	config  *rest.Config
 	init    *Process
 	join    joinCommand
-	nodes   []*Node
+
+	mu    sync.Mutex
+	nodes []*Node
 }
 
 // joinCommand is what `holdfast init` told the operator to type.
