@@ -1,0 +1,164 @@
+// Package localstatus is the word that edgecore has for people at the node
+// itself: one JSON document over a unix socket in the run directory. edgecore
+// serves it, `holdfast status` and `holdfast join` read it. It works without a
+// line to the hub, tells nothing secret, and changes nothing.
+package localstatus
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// SocketName is the socket's name in the run directory.
+const SocketName = "edgecore.sock"
+
+// Status is what edgecore says of itself.
+type Status struct {
+	Node    string    `json:"node"`
+	Version string    `json:"version"`
+	Started time.Time `json:"started"`
+	// Ready: the node is as its Ready condition says, whether or not the hub can hear it.
+	Ready       bool   `json:"ready"`
+	ReadyReason string `json:"readyReason,omitempty"`
+	// NodeReported: the hub has taken the node's latest status.
+	NodeReported bool         `json:"nodeReported"`
+	Line         Line         `json:"line"`
+	Pods         []PodSummary `json:"pods"`
+	Outbox       int          `json:"outbox"` // reports that the hub has not taken yet
+	Store        Store        `json:"store"`
+}
+
+// Line is the line to the hub.
+type Line struct {
+	Connected bool      `json:"connected"`
+	Since     time.Time `json:"since"` // of Connected's last change
+	Hub       string    `json:"hub,omitempty"`
+	Synced    bool      `json:"synced"`
+	LastError string    `json:"lastError,omitempty"`
+}
+
+// PodSummary is one pod in a line.
+type PodSummary struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	UID       string `json:"uid"`
+	Phase     string `json:"phase"`
+	Restarts  int32  `json:"restarts"`
+	Reason    string `json:"reason,omitempty"`
+}
+
+// Store is the node's database.
+type Store struct {
+	Path          string `json:"path"`
+	Bytes         int64  `json:"bytes"`
+	Objects       int    `json:"objects"`
+	EventsDropped uint64 `json:"eventsDropped,omitempty"`
+	// Recovery says what was done about a damaged database; empty when it was sound.
+	Recovery string `json:"recovery,omitempty"`
+	// SyncedOnce: the hub has told this database everything at least once.
+	SyncedOnce bool `json:"syncedOnce"`
+}
+
+// Serve answers GET /status on the socket in runDir (mode 0600) until ctx ends.
+// It takes the place of a socket that nobody listens on any more.
+func Serve(ctx context.Context, runDir string, status func(context.Context) Status) error {
+	path := filepath.Join(runDir, SocketName)
+	listener, err := listen(path)
+	if err != nil {
+		return fmt.Errorf("serve the local status on %s: %w", path, err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(status(r.Context())) // a reader that went away needs no answer
+	})
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 8 << 10}
+	stop := context.AfterFunc(ctx, func() { server.Close() })
+	defer stop()
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve the local status on %s: %w", path, err)
+	}
+	return nil
+}
+
+// listen makes the socket under a name of this process and renames it into
+// place, so that it never exists with another mode.
+func listen(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	if conn, err := net.Dial("unix", path); err == nil {
+		conn.Close()
+		return nil, errors.New("another edgecore answers there already: stop it, or give this one a runDir of its own")
+	}
+	temp := fmt.Sprintf("%s.%d", path, os.Getpid())
+	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	listener, err := net.Listen("unix", temp)
+	if err != nil {
+		return nil, err
+	}
+	listener.(*net.UnixListener).SetUnlinkOnClose(false)
+	if err := errors.Join(os.Chmod(temp, 0o600), os.Rename(temp, path)); err != nil {
+		return nil, errors.Join(err, listener.Close(), os.Remove(temp))
+	}
+	return &unlinking{Listener: listener, path: path}, nil
+}
+
+// unlinking removes the socket when it is closed.
+type unlinking struct {
+	net.Listener
+	path string
+}
+
+func (l *unlinking) Close() error {
+	err := os.Remove(l.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return errors.Join(l.Listener.Close(), err)
+}
+
+// ErrNotRunning: no edgecore answers on the socket.
+var ErrNotRunning = errors.New("edgecore is not running")
+
+// Get asks the edgecore whose run directory it is.
+func Get(ctx context.Context, runDir string) (Status, error) {
+	path := filepath.Join(runDir, SocketName)
+	transport := &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", path)
+		},
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://edgecore/status", nil)
+	if err != nil {
+		return Status{}, err
+	}
+	response, err := (&http.Client{Transport: transport}).Do(request)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+			return Status{}, fmt.Errorf("%w (nothing answers on %s): start it with `systemctl start edgecore`, or see why it stopped with `journalctl -u edgecore`", ErrNotRunning, path)
+		}
+		return Status{}, fmt.Errorf("ask edgecore on %s: %w", path, err)
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return Status{}, fmt.Errorf("ask edgecore on %s: %s", path, response.Status)
+	}
+	var s Status
+	if err := json.NewDecoder(response.Body).Decode(&s); err != nil {
+		return Status{}, fmt.Errorf("read edgecore's answer on %s: %w", path, err)
+	}
+	return s, nil
+}
