@@ -1,0 +1,312 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"github.com/holdfast-edge/holdfast/common/wire"
+)
+
+// Path is where the hub takes websocket connections.
+const Path = "/v1/link"
+
+// Sizes of a websocket connection, in bytes.
+const (
+	// A hub holds thousands of idle connections: what each keeps is small.
+	hubBuffer  = 1 << 10
+	edgeBuffer = 8 << 10
+	// chunk is what must get through within Timing.Write, so that a large
+	// message may take its time on a thin line.
+	chunk = 16 << 10
+)
+
+// closeWait bounds the best-effort close frame.
+const closeWait = 200 * time.Millisecond
+
+// websocketConn is one end of a connection. The goroutine in Recv owns the
+// reading half; whoever holds writing owns the writing half; the rest is atomic
+// or written once.
+type websocketConn struct {
+	ws     *websocket.Conn
+	peer   string
+	remote string
+	timing Timing
+	// silent is after how long without a frame the peer counts as silent.
+	silent time.Duration
+
+	writing chan struct{} // capacity 1: held by a Send
+	started time.Time     // base of heardAt and sentAt, with its monotonic clock
+	heardAt atomic.Int64  // nanoseconds after started
+	sentAt  atomic.Int64  // nanoseconds after started
+	heard   chan struct{}
+
+	ending sync.Mutex
+	cause  error       // why the connection ended; guarded by ending
+	ended  atomic.Bool // cause is set
+	alive  *time.Timer // guarded by ending
+}
+
+// newWebsocketConn starts the keepalive: when nothing was sent for every, a
+// control frame of that type goes out. It needs no goroutine while idle.
+func newWebsocketConn(ws *websocket.Conn, peer string, t Timing, silent, every time.Duration, frame int) *websocketConn {
+	c := &websocketConn{
+		ws: ws, peer: peer, remote: ws.RemoteAddr().String(), timing: t, silent: silent,
+		writing: make(chan struct{}, 1), heard: make(chan struct{}, 1), started: time.Now(),
+	}
+	ws.SetReadLimit(wire.MaxMessage)
+	ws.SetPongHandler(func(string) error { return c.touch() })
+	ws.SetPingHandler(func(data string) error {
+		if err := c.touch(); err != nil {
+			return err
+		}
+		// A pong that cannot be sent shows in the next read; it ends nothing here.
+		if c.ws.WriteControl(websocket.PongMessage, []byte(data), time.Now().Add(t.Write)) == nil {
+			c.sent()
+		}
+		return nil
+	})
+	ws.SetCloseHandler(func(int, string) error { return nil })
+	if err := c.touch(); err != nil {
+		c.end(err)
+	}
+	c.ending.Lock()
+	defer c.ending.Unlock()
+	c.alive = time.AfterFunc(every, func() { c.keepAlive(every, frame) })
+	return c
+}
+
+// keepAlive runs in the timer's goroutine.
+func (c *websocketConn) keepAlive(every time.Duration, frame int) {
+	idle := time.Since(c.started) - time.Duration(c.sentAt.Load())
+	if idle >= every {
+		if err := c.ws.WriteControl(frame, nil, time.Now().Add(c.timing.Write)); err != nil && !c.busy() {
+			c.end(c.explain(err))
+			return
+		}
+		c.sent()
+		idle = 0
+	}
+	c.ending.Lock()
+	defer c.ending.Unlock()
+	if c.cause == nil {
+		c.alive.Reset(every - idle)
+	}
+}
+
+// busy says whether a Send is under way: then a control frame that found no
+// room is no sign of anything, and Send watches over its own progress.
+func (c *websocketConn) busy() bool { return len(c.writing) > 0 }
+
+func (c *websocketConn) sent() { c.sentAt.Store(int64(time.Since(c.started))) }
+
+// touch notes that something arrived, and gives the peer another while.
+func (c *websocketConn) touch() error {
+	c.heardAt.Store(int64(time.Since(c.started)))
+	select {
+	case c.heard <- struct{}{}:
+	default:
+	}
+	return c.ws.SetReadDeadline(time.Now().Add(c.silent))
+}
+
+func (c *websocketConn) Send(ctx context.Context, message []byte) error {
+	if len(message) > wire.MaxMessage {
+		return fmt.Errorf("send %d bytes to %s: %w", len(message), c.peer, ErrTooLarge)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	select {
+	case c.writing <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-c.writing }()
+	if c.ended.Load() {
+		return c.why()
+	}
+	stop := c.closeWith(ctx)
+	err := c.write(message)
+	if !stop() {
+		// ctx ended: the message may be half written, and nobody waits for it.
+		c.end(ended(ctx))
+		return ctx.Err()
+	}
+	if err != nil {
+		return c.end(c.explain(err))
+	}
+	c.sent()
+	return nil
+}
+
+// closeWith ends the connection when ctx ends. The function that it returns
+// undoes that, and says false when it was too late.
+func (c *websocketConn) closeWith(ctx context.Context) (stop func() bool) {
+	if ctx.Done() == nil {
+		return func() bool { return true }
+	}
+	return context.AfterFunc(ctx, func() { c.end(ended(ctx)) })
+}
+
+// ended is why a connection is closed whose caller gave up.
+func ended(ctx context.Context) error { return fmt.Errorf("%w: %w", ErrClosed, context.Cause(ctx)) }
+
+func (c *websocketConn) write(message []byte) error {
+	deadline := func() error { return c.ws.SetWriteDeadline(time.Now().Add(c.timing.Write)) }
+	if err := deadline(); err != nil {
+		return err
+	}
+	if len(message) <= chunk {
+		return c.ws.WriteMessage(websocket.BinaryMessage, message)
+	}
+	w, err := c.ws.NextWriter(websocket.BinaryMessage)
+	if err != nil {
+		return err
+	}
+	for len(message) > 0 {
+		n := min(chunk, len(message))
+		if err := deadline(); err != nil {
+			return err
+		}
+		if _, err := w.Write(message[:n]); err != nil {
+			return err
+		}
+		message = message[n:]
+	}
+	return w.Close()
+}
+
+// Recv waits for a message. A ctx that ends while it waits ends the connection:
+// a reader that was stopped half-way in a frame cannot go on.
+func (c *websocketConn) Recv(ctx context.Context) ([]byte, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if c.ended.Load() {
+		return nil, c.why()
+	}
+	stop := c.closeWith(ctx)
+	message, err := c.read()
+	if !stop() {
+		c.end(ended(ctx))
+		return nil, ctx.Err()
+	}
+	if err != nil {
+		return nil, c.end(c.explain(err))
+	}
+	return message, nil
+}
+
+func (c *websocketConn) read() ([]byte, error) {
+	// A reader that was busy elsewhere for long has still heard nothing new: the
+	// while begins when it listens.
+	if err := c.ws.SetReadDeadline(time.Now().Add(c.silent)); err != nil {
+		return nil, err
+	}
+	kind, r, err := c.ws.NextReader()
+	if err != nil {
+		return nil, err
+	}
+	if kind != websocket.BinaryMessage {
+		return nil, errors.New("a websocket frame of text, want binary")
+	}
+	message := make([]byte, 0, 512)
+	for {
+		if err := c.touch(); err != nil {
+			return nil, err
+		}
+		if len(message) == cap(message) {
+			message = append(message, 0)[:len(message)]
+		}
+		n, err := r.Read(message[len(message):cap(message)])
+		message = message[:len(message)+n]
+		if errors.Is(err, io.EOF) {
+			return message, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// explain turns an error of the transport into one of this package's.
+func (c *websocketConn) explain(err error) error {
+	var closed *websocket.CloseError
+	switch {
+	case errors.Is(err, websocket.ErrReadLimit):
+		return fmt.Errorf("from %s: %w of %d bytes", c.peer, ErrTooLarge, wire.MaxMessage)
+	case errors.As(err, &closed) && closed.Code == websocket.CloseMessageTooBig:
+		return fmt.Errorf("%s refused a message: %w", c.peer, ErrTooLarge)
+	case errors.As(err, &closed):
+		return fmt.Errorf("%w by %s", ErrClosed, c.peer)
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT):
+		return fmt.Errorf("%s: %w", c.peer, ErrSilent)
+	case errors.Is(err, net.ErrClosed), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, websocket.ErrCloseSent):
+		return fmt.Errorf("%w by %s", ErrClosed, c.peer)
+	}
+	return fmt.Errorf("%w: %s: %w", ErrClosed, c.peer, err)
+}
+
+// end closes the connection for that reason and returns the reason: the first
+// one given counts.
+func (c *websocketConn) end(cause error) error {
+	c.ending.Lock()
+	first := c.cause == nil
+	if first {
+		c.cause = cause
+		c.ended.Store(true)
+	}
+	cause = c.cause
+	if c.alive != nil {
+		c.alive.Stop()
+	}
+	c.ending.Unlock()
+	if first {
+		// Nobody is told but by best effort: the line may be the reason.
+		_ = c.ws.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""), time.Now().Add(closeWait))
+		_ = closeRaw(c.ws.NetConn())
+	}
+	return cause
+}
+
+// closeRaw closes the socket itself: a TLS connection's own Close waits for
+// room to say goodbye, up to five seconds on a dead line.
+func closeRaw(conn net.Conn) error {
+	for {
+		layer, ok := conn.(interface{ NetConn() net.Conn })
+		if !ok {
+			return conn.Close()
+		}
+		conn = layer.NetConn()
+	}
+}
+
+func (c *websocketConn) why() error {
+	c.ending.Lock()
+	defer c.ending.Unlock()
+	return c.cause
+}
+
+func (c *websocketConn) Close() error {
+	c.end(ErrClosed)
+	return nil
+}
+
+func (c *websocketConn) LastHeard() time.Time {
+	return c.started.Add(time.Duration(c.heardAt.Load()))
+}
+
+func (c *websocketConn) Heard() <-chan struct{} { return c.heard }
+func (c *websocketConn) Peer() string           { return c.peer }
+func (c *websocketConn) RemoteAddr() string     { return c.remote }
+func (c *websocketConn) Transport() string      { return "websocket" }
