@@ -141,3 +141,13 @@ func (s *Store) Counts(ctx context.Context) (Counts, error) {
 	}
 	return c, nil
 }
+
+// Pending says whether a report of that kind and key waits for the hub.
+func (s *Store) Pending(ctx context.Context, kind wire.ReportKind, key string) (bool, error) {
+	var n int64
+	err := s.read(ctx).Model(&outboxRow{}).Where("kind = ? AND key = ?", int32(kind), key).Limit(1).Count(&n).Error
+	if err != nil {
+		return false, fmt.Errorf("read the outbox: %w", s.explain(err))
+	}
+	return n > 0, nil
+}
