@@ -1,0 +1,167 @@
+package pod
+
+import (
+	"context"
+	"fmt"
+	"hash/fnv"
+	"log/slog"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/holdfast-edge/holdfast/common/wire"
+	"github.com/holdfast-edge/holdfast/edge/store"
+)
+
+// How often the same event is reported: a container that crashes all night on a metered line must not
+// burn traffic. The count keeps what was not reported.
+const (
+	eventBurst  = 3
+	eventEvery  = 5 * time.Minute
+	eventMemory = 1024 // series that are remembered
+)
+
+// events reports what happened to pods. One event has one name for as long as it repeats, so that the
+// outbox holds its latest state alone.
+type events struct {
+	store *store.Store
+	clock Clock
+	node  string
+	log   *slog.Logger
+
+	mu      sync.Mutex
+	series  map[string]*series
+	pending map[string][]byte // to be stored, by name
+	order   []string
+	wake    chan struct{}
+}
+
+type series struct {
+	uid   string
+	event corev1.Event
+	sent  time.Duration // when it was last reported
+}
+
+func newEvents(s *store.Store, c Clock, node string, log *slog.Logger) *events {
+	return &events{store: s, clock: c, node: node, log: log, series: map[string]*series{},
+		pending: map[string][]byte{}, wake: make(chan struct{}, 1)}
+}
+
+// run stores events beside the work that they tell of, which waits for no disk.
+func (e *events) run(ctx context.Context) {
+	for {
+		select {
+		case <-e.wake:
+			e.flush()
+		case <-ctx.Done():
+			e.flush()
+			return
+		}
+	}
+}
+
+func (e *events) flush() {
+	for {
+		e.mu.Lock()
+		if len(e.order) == 0 {
+			e.mu.Unlock()
+			return
+		}
+		name := e.order[0]
+		e.order = e.order[1:]
+		b := e.pending[name]
+		delete(e.pending, name)
+		e.mu.Unlock()
+		if err := e.store.PutReport(context.Background(), store.Report{Kind: wire.ReportKind_REPORT_EVENT, Key: name, Payload: b}); err != nil {
+			e.log.Warn("event cannot be stored", "event", name, "err", err)
+		}
+	}
+}
+
+// pod reports an event of the pod as a whole.
+func (e *events) pod(p *corev1.Pod, kind, reason, message string) {
+	e.put(p, "", kind, reason, message)
+}
+
+// container reports an event of one container.
+func (e *events) container(p *corev1.Pod, name, kind, reason, message string) {
+	path := fmt.Sprintf("spec.containers{%s}", name)
+	for i := range p.Spec.InitContainers {
+		if p.Spec.InitContainers[i].Name == name {
+			path = fmt.Sprintf("spec.initContainers{%s}", name)
+		}
+	}
+	e.put(p, path, kind, reason, message)
+}
+
+func (e *events) put(p *corev1.Pod, path, kind, reason, message string) {
+	message = clip(message, 1024)
+	h := fnv.New64a()
+	fmt.Fprintf(h, "%s\x00%s\x00%s\x00%s\x00%s\x00%s", p.UID, path, kind, reason, message, e.clock.Boot())
+	name := fmt.Sprintf("%s.%016x", clip(p.Name, 230), h.Sum64())
+	now, mono := metav1.NewTime(e.clock.Wall().UTC().Truncate(time.Second)), e.clock.Mono()
+
+	e.mu.Lock()
+	s := e.series[name]
+	if s == nil {
+		e.room()
+		s = &series{uid: string(p.UID), event: corev1.Event{
+			ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: name},
+			InvolvedObject: corev1.ObjectReference{Kind: "Pod", APIVersion: "v1", Namespace: p.Namespace, Name: p.Name,
+				UID: p.UID, FieldPath: path},
+			Type: kind, Reason: reason, Message: message, FirstTimestamp: now,
+			Source:              corev1.EventSource{Component: "holdfast", Host: e.node},
+			ReportingController: "holdfast", ReportingInstance: e.node,
+		}}
+		e.series[name] = s
+	}
+	s.event.Count++
+	s.event.LastTimestamp = now
+	if s.event.Count > eventBurst && mono-s.sent < eventEvery {
+		e.mu.Unlock()
+		return
+	}
+	s.sent = mono
+	b, err := s.event.Marshal()
+	if err != nil {
+		e.mu.Unlock()
+		e.log.Warn("event cannot be encoded", "pod", podName(p), "reason", reason, "err", err)
+		return
+	}
+	if _, waits := e.pending[name]; !waits {
+		e.order = append(e.order, name)
+	}
+	e.pending[name] = b
+	e.mu.Unlock()
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+}
+
+// room drops the series that was silent longest when there are too many.
+func (e *events) room() {
+	if len(e.series) < eventMemory {
+		return
+	}
+	oldest := ""
+	for name, s := range e.series {
+		if oldest == "" || s.sent < e.series[oldest].sent {
+			oldest = name
+		}
+	}
+	delete(e.series, oldest)
+}
+
+// forget drops the series of a pod that is gone.
+func (e *events) forget(uid string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for name, s := range e.series {
+		if s.uid == uid {
+			delete(e.series, name)
+		}
+	}
+}

@@ -1,0 +1,107 @@
+package pod
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/holdfast-edge/holdfast/common/wire"
+	"github.com/holdfast-edge/holdfast/edge/runtime"
+	"github.com/holdfast-edge/holdfast/edge/store"
+)
+
+// etcHosts writes the pod's hosts file and returns its path; "" when the pod uses the node's own.
+func (m *Manager) etcHosts(uid string, p *corev1.Pod, ips []string) (string, error) {
+	file := filepath.Join(m.dir(uid), "etc-hosts")
+	hostname, domain := runtime.Hostname(p, m.o.Domain)
+	if err := runtime.WriteEtcHosts(file, p, ips, hostname, domain); err != nil {
+		return "", fmt.Errorf("hosts file of pod %s: %w", podName(p), err)
+	}
+	return file, nil
+}
+
+// removeTree removes a pod's own directory. Whatever was mounted under it has been unmounted before; if a
+// mount is left, its contents are not touched and an error says so.
+func removeTree(dir string) error {
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	return nil
+}
+
+// refers tells whether a pod uses the ConfigMap or Secret that changed.
+func refers(p *corev1.Pod, c store.Change) bool {
+	secret := c.Kind == wire.Kind_KIND_SECRET
+	for i := range p.Spec.Volumes {
+		v := &p.Spec.Volumes[i]
+		if secret && v.Secret != nil && v.Secret.SecretName == c.Name || !secret && v.ConfigMap != nil && v.ConfigMap.Name == c.Name {
+			return true
+		}
+		if v.Projected == nil {
+			continue
+		}
+		for _, s := range v.Projected.Sources {
+			if secret && s.Secret != nil && s.Secret.Name == c.Name || !secret && s.ConfigMap != nil && s.ConfigMap.Name == c.Name {
+				return true
+			}
+		}
+	}
+	for _, ref := range p.Spec.ImagePullSecrets {
+		if secret && ref.Name == c.Name {
+			return true
+		}
+	}
+	for _, list := range [][]corev1.Container{p.Spec.InitContainers, p.Spec.Containers} {
+		for i := range list {
+			if envRefers(&list[i], secret, c.Name) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func envRefers(c *corev1.Container, secret bool, name string) bool {
+	for _, e := range c.EnvFrom {
+		if secret && e.SecretRef != nil && e.SecretRef.Name == name || !secret && e.ConfigMapRef != nil && e.ConfigMapRef.Name == name {
+			return true
+		}
+	}
+	for _, e := range c.Env {
+		f := e.ValueFrom
+		if f == nil {
+			continue
+		}
+		if secret && f.SecretKeyRef != nil && f.SecretKeyRef.Name == name || !secret && f.ConfigMapKeyRef != nil && f.ConfigMapKeyRef.Name == name {
+			return true
+		}
+	}
+	return false
+}
+
+// refresh brings the volumes of a running pod up to date with what they show.
+func (w *worker) refresh(ctx context.Context) {
+	if w.record.Ending != nil || w.record.Memory.Outcome != nil || w.sandbox() == nil {
+		return
+	}
+	p, ips := w.pod, w.podIPs()
+	if _, err := w.m.o.Volumes.Refresh(ctx, p, ips); err != nil && ctx.Err() == nil {
+		w.log.Warn("pod's volumes cannot be brought up to date", "err", err)
+	}
+}
+
+// mounts are the container's.
+func (m *Manager) mounts(ctx context.Context, p *corev1.Pod, c *corev1.Container, vars map[string]string, ips []string) ([]runtime.Mount, error) {
+	paths, err := m.o.Volumes.Mount(ctx, p, ips)
+	if err != nil {
+		return nil, err
+	}
+	var list []runtime.Mount
+	for _, v := range c.VolumeMounts {
+		list = append(list, runtime.Mount{HostPath: paths[v.Name], ContainerPath: v.MountPath, ReadOnly: v.ReadOnly})
+	}
+	return list, nil
+}
