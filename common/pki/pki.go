@@ -269,3 +269,15 @@ func serial() (*big.Int, error) {
 	}
 	return n.Add(n, big.NewInt(1)), nil
 }
+
+// RequestedNode is the node's name that a certificate request asks for.
+func RequestedNode(csr *x509.CertificateRequest) (string, error) {
+	name, ok := strings.CutPrefix(csr.Subject.CommonName, NodeUserPrefix)
+	if !ok {
+		return "", fmt.Errorf("the certificate request is for %q, want %s and the node's name", csr.Subject.CommonName, NodeUserPrefix)
+	}
+	if err := CheckNodeName(name); err != nil {
+		return "", err
+	}
+	return name, nil
+}
