@@ -1,0 +1,9 @@
+package e2e
+
+import (
+	"testing"
+
+	"github.com/holdfast-edge/holdfast/tests/world"
+)
+
+func TestMain(m *testing.M) { world.Main(m) }
