@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -116,7 +117,7 @@ func setupLogging(w io.Writer, level string) error {
 	if err := l.UnmarshalText([]byte(level)); err != nil {
 		return fmt.Errorf("--log-level %q is not one of debug, info, warn and error", level)
 	}
-	logger := slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: l}))
+	logger := slog.New(mute{slog.NewTextHandler(w, &slog.HandlerOptions{Level: l})})
 	slog.SetDefault(logger)
 	klog.SetSlogLogger(logger)
 	logrus.SetOutput(io.Discard)
@@ -124,6 +125,26 @@ func setupLogging(w io.Writer, level string) error {
 	logrus.AddHook(slogHook{logger})
 	return nil
 }
+
+// mute drops lines which Kubernetes calls errors and which here, at every start, are none: no
+// manifest of metrics is given, and on loopback there are no endpoints to be stale.
+type mute struct{ slog.Handler }
+
+// Handle passes the others on.
+func (m mute) Handle(ctx context.Context, r slog.Record) error {
+	switch r.Message {
+	case "The manifest file is empty, ignoring.",
+		"Found stale data, removed previous endpoints on kubernetes service, apiserver didn't exit successfully previously":
+		return nil
+	}
+	return m.Handler.Handle(ctx, r)
+}
+
+// WithAttrs keeps dropping in derived loggers.
+func (m mute) WithAttrs(attrs []slog.Attr) slog.Handler { return mute{m.Handler.WithAttrs(attrs)} }
+
+// WithGroup keeps dropping in derived loggers.
+func (m mute) WithGroup(name string) slog.Handler { return mute{m.Handler.WithGroup(name)} }
 
 // slogHook forwards kine's lines.
 type slogHook struct{ to *slog.Logger }

@@ -188,7 +188,9 @@ func (s *plane) serve(ctx context.Context, stdout io.Writer) error {
 // release closes the database and gives the data directory back.
 func (s *plane) release() {
 	if s.store != nil {
-		s.store.Close()
+		if err := s.store.Close(); err != nil {
+			slog.Warn("the database was not closed in full", "error", err)
+		}
 	}
 	s.lock.Close()
 }

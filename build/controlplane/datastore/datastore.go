@@ -51,6 +51,7 @@ const (
 
 // Store is an open database with its socket.
 type Store struct {
+	path     string
 	listener net.Listener
 	server   *grpc.Server
 	served   chan error
@@ -105,7 +106,7 @@ func dsn(path string) string {
 // may be relative, which keeps it under the kernel's limit of 107 bytes in a deep data directory.
 func Open(path, socket string) (*Store, error) {
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &Store{close: cancel, pending: &sync.WaitGroup{}, served: make(chan error, 1)}
+	s := &Store{path: path, close: cancel, pending: &sync.WaitGroup{}, served: make(chan error, 1)}
 	if err := s.open(ctx, path, socket); err != nil {
 		cancel()
 		s.pending.Wait()
@@ -156,12 +157,33 @@ func (s *Store) open(ctx context.Context, path, socket string) error {
 // Done yields what ended the socket's service, if it ends before Close.
 func (s *Store) Done() <-chan error { return s.served }
 
-// Close lets running requests end for a few seconds, then closes the database, which folds its
-// write-ahead log into the file.
-func (s *Store) Close() {
+// Close lets running requests end for a few seconds, closes the database, and folds the
+// write-ahead log into its file, so that state.db alone is a whole backup.
+func (s *Store) Close() error {
 	timer := time.AfterFunc(stopGrace, s.server.Stop)
 	defer timer.Stop()
 	s.server.GracefulStop()
 	s.close()
 	s.pending.Wait()
+	// A reader of kine's may still hold a connection, which would keep SQLite from folding.
+	if err := fold(s.path); err != nil {
+		return fmt.Errorf("close database %s: %w; nothing is lost: its -wal file belongs to it and is read at the next start", s.path, err)
+	}
+	return nil
+}
+
+func fold(path string) (err error) {
+	db, err := sql.Open("sqlite3", dsn(path))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	var busy, logged, folded int
+	if err := db.QueryRow("PRAGMA wal_checkpoint(TRUNCATE)").Scan(&busy, &logged, &folded); err != nil {
+		return err
+	}
+	if busy != 0 {
+		return errors.New("the write-ahead log is still in use")
+	}
+	return nil
 }
