@@ -10,6 +10,7 @@ import (
 	goruntime "runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -64,6 +65,8 @@ type Node struct {
 	conditions *conditions
 	reported   *corev1.Node
 	disk       disk
+
+	everReported atomic.Bool
 
 	mu        sync.Mutex
 	addresses *addresses
@@ -149,6 +152,9 @@ func (n *Node) Ready() (bool, string) {
 	defer n.mu.Unlock()
 	return n.ready.Status == corev1.ConditionTrue, n.ready.Message
 }
+
+// Reported says whether this process has put the node's status into the outbox.
+func (n *Node) Reported() bool { return n.everReported.Load() }
 
 // Run looks at the machine every interval until ctx ends, and reports changes.
 func (n *Node) Run(ctx context.Context) error {
@@ -238,6 +244,7 @@ func (n *Node) look(ctx context.Context, force bool) error {
 		return err
 	}
 	n.reported = node
+	n.everReported.Store(true)
 	return n.remember(ctx, judged, hostIP, previousIP)
 }
 

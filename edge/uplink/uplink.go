@@ -21,8 +21,8 @@ type Options struct {
 	Timing  Timing
 	Log     *slog.Logger
 	Version string // edgecore's, told to the hub
-	// Wake, when something arrives on it, ends a pause between two attempts: the
-	// machine's network changed.
+	// Wake, when something arrives on it, cuts a pause between two attempts down
+	// to BackoffBase: the machine's network changed.
 	Wake <-chan struct{}
 }
 
@@ -138,12 +138,18 @@ func (u *Uplink) failed(err error, hadSession bool) {
 }
 
 func (u *Uplink) wait(ctx context.Context, d time.Duration) {
+	began := time.Now()
 	timer := time.NewTimer(d)
 	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-u.opts.Wake:
-	case <-ctx.Done():
+	for {
+		select {
+		case <-timer.C:
+			return
+		case <-u.opts.Wake:
+			timer.Reset(max(0, min(d, u.opts.Timing.BackoffBase)-time.Since(began)))
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
