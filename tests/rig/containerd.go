@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -25,6 +26,9 @@ import (
 // startDeadline bounds the wait for containerd to answer over CRI, when the caller's context does not.
 const startDeadline = 2 * time.Minute
 
+// maxSocketPath is what the kernel allows, less the ending of containerd's second socket.
+const maxSocketPath = 107 - len(".ttrpc")
+
 // Options say how a containerd is started; the zero value runs one without pod networking in the caller's
 // own network namespace.
 type Options struct {
@@ -33,19 +37,21 @@ type Options struct {
 	Binary       string            // name in PATH or absolute path, shim and ctr beside it; empty: containerd
 	CNI          bool              // write a bridge network for pods, and wait until it is ready
 	PodCIDR      netip.Prefix      // zero: 10.88.0.0/24
-	CgroupParent string            // a cgroup that only this node's pods use (/name): emptied by Reboot, removed by Stop
+	CgroupParent string            // cgroup that only this node's pods use, gone with Reboot and Stop; empty: a unique name
 	Mirrors      map[string]string // registry host in image names -> URL to pull from
 	Wipe         []string          // directories that a reboot empties, mounts below included
 }
 
-// Containerd is a running containerd with nothing shared but the kernel.
+// Containerd is a containerd with nothing shared but the kernel. What starts and ends it is for one
+// goroutine at a time; CRI and the names of its parts are for all.
 type Containerd struct {
 	opts   Options
 	place  place
 	claim  *claim
 	binary string
 	conn   *grpc.ClientConn
-	daemon *daemon // nil while none runs
+	daemon *daemon // the last run, nil before the first
+	erased bool
 }
 
 // daemon is one run of the process. done is closed when it has ended and err says how.
@@ -66,6 +72,7 @@ type CRI struct {
 // image.
 func StartContainerd(ctx context.Context, o Options) (*Containerd, error) {
 	c := &Containerd{opts: o}
+	c.opts.Wipe = slices.Clone(o.Wipe)
 	if err := c.prepare(); err != nil {
 		return nil, fmt.Errorf("containerd: %w", err)
 	}
@@ -88,14 +95,34 @@ func (c *Containerd) prepare() error {
 	if err != nil {
 		return err
 	}
+	for i, w := range c.opts.Wipe {
+		if c.opts.Wipe[i], err = cleanDir(w); err != nil {
+			return err
+		}
+	}
+	if c.opts.Dir != "" {
+		if c.opts.Dir, err = cleanDir(c.opts.Dir); err != nil {
+			return err
+		}
+	}
+	base, err := cleanDir(baseDir())
+	if err != nil {
+		return err
+	}
 	c.claim, err = newClaim(func(id string, _ []record) (record, error) {
-		run := filepath.Join(baseDir(), id)
+		run := filepath.Join(base, id)
 		p := place{
 			Dir: c.opts.Dir, Socket: filepath.Join(run, "containerd.sock"), State: filepath.Join(run, "state"),
 			CNIName: "holdfast-" + id, CgroupParent: c.opts.CgroupParent, Wipe: c.opts.Wipe,
 		}
+		if p.CgroupParent == "" {
+			p.CgroupParent = "/holdfast-rig-" + id
+		}
 		if p.Dir == "" {
 			p.Dir, p.OwnDir = filepath.Join(run, "disk"), true
+		}
+		if len(p.Socket) > maxSocketPath {
+			return record{}, fmt.Errorf("socket path %s is too long; set TMPDIR to a shorter folder", p.Socket)
 		}
 		p.Root, p.Config = filepath.Join(p.Dir, "root"), filepath.Join(p.Dir, "containerd-"+id+".toml")
 		if c.opts.Netns != nil {
@@ -284,8 +311,10 @@ func (c *Containerd) Log() string { return c.place.log() }
 // CNIConfDir is the directory with the configuration of the pods' network; empty without CNI.
 func (c *Containerd) CNIConfDir() string { return c.place.cniDir() }
 
-// CgroupParent is as in Options.
-func (c *Containerd) CgroupParent() string { return c.opts.CgroupParent }
+// CgroupParent is the cgroup for this node's pods, e.g. /name: whoever creates pods makes and uses it, and
+// Reboot and Stop remove it with all that is in it. Pods elsewhere are found too, but shared parents, such
+// as containerd's own default /k8s.io, stay.
+func (c *Containerd) CgroupParent() string { return c.place.CgroupParent }
 
 // Netns is as in Options.
 func (c *Containerd) Netns() *Netns { return c.opts.Netns }
@@ -357,18 +386,19 @@ func (c *Containerd) Kill9() error {
 // mounts, pods' networks, cgroups, the state directory and the directories of Options.Wipe are gone. Root,
 // images, containerd's database and CNI's address leases stay. Start brings the node back.
 func (c *Containerd) Reboot() error {
-	if err := c.Kill9(); err != nil {
-		return err
-	}
 	if err := c.place.powerOff(); err != nil {
 		return fmt.Errorf("reboot node of containerd %s: %w", c.place.Socket, err)
 	}
-	return nil
+	return c.Kill9() // dead already; this waits until it is reaped
 }
 
 // Stop ends pods and containerd in good order, then removes everything that is left: processes, mounts,
 // networks, cgroups and files. Errors of the orderly part are not reported: what counts is that all is gone.
+// It may be called again.
 func (c *Containerd) Stop(ctx context.Context) error {
+	if c.erased {
+		return nil
+	}
 	if c.running() {
 		orderly, cancel := context.WithTimeout(ctx, 30*time.Second)
 		defer cancel()
@@ -392,21 +422,35 @@ func (c *Containerd) removePods(ctx context.Context) {
 		return
 	}
 	for _, s := range list.Items {
-		if _, err := cri.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: s.Id}); err == nil {
-			cri.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.Id})
+		if c.removePod(ctx, s.Id) != nil {
+			return
 		}
 	}
 }
 
 func (c *Containerd) erase() error {
-	errs := []error{c.Kill9()}
+	if err := c.place.erase(); err != nil {
+		// The record stays, so that the next run tries again.
+		return fmt.Errorf("remove containerd %s: %w", c.place.Socket, err)
+	}
+	c.erased = true
+	errs := []error{c.Kill9(), c.claim.release()}
 	if c.conn != nil {
 		errs = append(errs, c.conn.Close())
 	}
-	if err := c.place.erase(); err != nil {
-		return errors.Join(append(errs, fmt.Errorf("remove containerd %s: %w", c.place.Socket, err))...)
+	return errors.Join(errs...)
+}
+
+// cleanDir makes the directory and gives the name by which the kernel lists mounts in it.
+func cleanDir(dir string) (string, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
 	}
-	return errors.Join(append(errs, c.claim.release())...)
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	return filepath.EvalSymlinks(dir)
 }
 
 // majorVersion asks the binary: "containerd <module> <version> <commit>".

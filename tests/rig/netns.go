@@ -374,11 +374,14 @@ func disableIPv6(ifaces ...string) error {
 	return nil
 }
 
+// deleteLink removes an interface that may be gone already, or be going: it goes with its peer, and with
+// the network namespace that holds it, whenever the kernel gets round to it.
 func deleteLink(name string) error {
-	if _, err := net.InterfaceByName(name); err != nil {
-		return nil // went with its peer, or with the network namespace of its owner
+	err := run("ip", "link", "del", name)
+	if _, missing := net.InterfaceByName(name); missing != nil {
+		return nil
 	}
-	return run("ip", "link", "del", name)
+	return err
 }
 
 func deleteNetns(name string) error {

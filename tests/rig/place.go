@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -28,7 +29,7 @@ type place struct {
 	CNIName      string   // name of the CNI network, unique
 	CNIBridge    string   // interface of pods' bridge
 	Netns        string   // path of the node's network namespace, empty for the caller's
-	CgroupParent string   // cgroup that is this instance's alone, may be empty
+	CgroupParent string   // cgroup that is this instance's alone
 	Wipe         []string // further directories whose mounts and content a power cut takes
 }
 
@@ -40,15 +41,15 @@ const killDeadline = 60 * time.Second
 // chance to write anything; mounts, network interfaces, cgroups and runtime state are gone. The disk stays
 // as it is: containerd's root, and CNI's address leases, which CNI keeps on disk too.
 func (p *place) powerOff() error {
+	if err := p.killAll(); err != nil {
+		return err
+	}
 	bundles, err := p.bundles()
 	if err != nil {
 		return err
 	}
 	cgroups, err := p.cgroups(bundles)
 	if err != nil {
-		return err
-	}
-	if err := p.killAll(cgroups); err != nil {
 		return err
 	}
 	errs := []error{
@@ -177,15 +178,13 @@ func (p *place) cgroups(bundles []bundle) ([]string, error) {
 				out = append(out, parent)
 			}
 		}
-		if p.CgroupParent != "" {
-			out = append(out, filepath.Join(m.point, p.CgroupParent))
-		}
+		out = append(out, filepath.Join(m.point, p.CgroupParent))
 	}
 	var all []string
 	for _, dir := range out {
 		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil
+			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+				return nil // removed meanwhile
 			}
 			if err != nil {
 				return err
@@ -204,29 +203,31 @@ func (p *place) cgroups(bundles []bundle) ([]string, error) {
 	return slices.Compact(all), nil
 }
 
-// killAll kills containerd, its shims and their containers, in that order, so that none of them lives to
-// record the end of another. It returns when all are gone.
-func (p *place) killAll(cgroups []string) error {
+// killAll ends every process of the instance, and returns when all are gone. They are stopped first and
+// killed then: else one might record the end of another, or start a third between the look and the kill.
+func (p *place) killAll() error {
 	deadline := time.Now().Add(killDeadline)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	known := map[int]uint64{} // pid -> start time, of all victims seen
 	for {
-		victims, err := p.victims(cgroups, known)
-		if err != nil {
-			return err
-		}
-		if len(victims) == 0 {
-			return nil
-		}
-		for _, v := range victims {
-			if err := unix.Kill(v.pid, unix.SIGKILL); err != nil && err != unix.ESRCH {
-				return fmt.Errorf("kill process %d (%s): %w", v.pid, strings.Join(v.args, " "), err)
+		for _, sig := range []unix.Signal{unix.SIGSTOP, unix.SIGKILL} {
+			victims, err := p.victims(known)
+			if err != nil {
+				return err
 			}
-			known[v.pid] = v.start
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("process %d (%s) does not die", victims[0].pid, strings.Join(victims[0].args, " "))
+			if len(victims) == 0 {
+				return nil
+			}
+			for _, v := range victims {
+				if err := unix.Kill(v.pid, sig); err != nil && err != unix.ESRCH {
+					return fmt.Errorf("kill process %d (%s): %w", v.pid, strings.Join(v.args, " "), err)
+				}
+				known[v.pid] = v.start
+			}
+			if time.Now().After(deadline) {
+				return fmt.Errorf("process %d (%s) does not die", victims[0].pid, strings.Join(victims[0].args, " "))
+			}
 		}
 		<-tick.C
 	}
@@ -234,7 +235,15 @@ func (p *place) killAll(cgroups []string) error {
 
 // victims lists the living processes of the instance. A child of a killed shim belongs to nobody by the
 // next look; known keeps it in sight.
-func (p *place) victims(cgroups []string, known map[int]uint64) ([]process, error) {
+func (p *place) victims(known map[int]uint64) ([]process, error) {
+	bundles, err := p.bundles()
+	if err != nil {
+		return nil, err
+	}
+	cgroups, err := p.cgroups(bundles)
+	if err != nil {
+		return nil, err
+	}
 	procs, err := processes()
 	if err != nil {
 		return nil, err
@@ -309,11 +318,15 @@ func (p *place) clearNetwork() error {
 			return err
 		}
 		for _, l := range links {
-			if l.Name != "lo" && l.Name != "eth0" {
+			// The kernel may have put devices of its own here, such as tunl0.
+			if l.Name == p.CNIBridge || strings.HasPrefix(l.Name, "veth") {
 				if err := deleteLink(l.Name); err != nil {
 					return err
 				}
 			}
+		}
+		if _, err := exec.LookPath("iptables"); err != nil {
+			return nil // then nobody has made rules with it
 		}
 		for _, table := range []string{"nat", "filter", "mangle"} {
 			for _, op := range []string{"-F", "-X"} {

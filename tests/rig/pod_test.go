@@ -101,10 +101,7 @@ func runPod(t *testing.T, ctx context.Context, c *rig.Containerd, name string, c
 	config := &runtimeapi.PodSandboxConfig{
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "rig", Uid: name},
 		LogDirectory: t.TempDir(),
-		Linux:        &runtimeapi.LinuxPodSandboxConfig{},
-	}
-	if c.CgroupParent() != "" {
-		config.Linux.CgroupParent = c.CgroupParent() + "/pod" + name
+		Linux:        &runtimeapi.LinuxPodSandboxConfig{CgroupParent: c.CgroupParent() + "/pod" + name},
 	}
 	sandbox, err := p.cri.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config})
 	if err != nil {
