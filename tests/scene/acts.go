@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -92,4 +93,18 @@ func (s *Scene) Refused(out string, code int, words ...string) {
 			s.Errorf("the message does not say %q:\n%s", w, out)
 		}
 	}
+}
+
+// EdgeLog is everything that the node's edgecore has printed so far.
+func (s *Scene) EdgeLog(n *world.Node) string {
+	s.Helper()
+	var all strings.Builder
+	for _, log := range []string{"join.log", "edgecore.log"} {
+		b, err := os.ReadFile(filepath.Join(s.World.Dir, n.Name, log))
+		if err != nil && !os.IsNotExist(err) {
+			s.Fatal(err)
+		}
+		all.Write(b)
+	}
+	return all.String()
 }

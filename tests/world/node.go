@@ -120,6 +120,16 @@ func (n *Node) Cut() error { return n.Netns.Cut() }
 // Mend gives the line back.
 func (n *Node) Mend() error { return n.Netns.Mend() }
 
+// KillConnections ends the node's TCP connections to the hub at the node's end, as
+// a router that lost its table does to both.
+func (n *Node) KillConnections() error {
+	cmd := n.Netns.Command("ss", "--kill", "--tcp", "dst", n.world.Bridge.Addr().String())
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("end the connections of node %s: %w: %s", n.Name, err, out)
+	}
+	return nil
+}
+
 // EdgecorePid is the running edgecore, or an error.
 func (n *Node) EdgecorePid() (int, error) {
 	pids, err := find("edgecore", n.Config())
