@@ -281,3 +281,12 @@ func (n *node) settled(p *corev1.Pod) error {
 	}
 	return nil
 }
+
+// reboot is a power cut: everything that runs dies, /run is empty, and edgecore comes up again.
+func (n *node) reboot() {
+	n.t.Helper()
+	n.stop()
+	must(n.t, n.containerd.Reboot())
+	must(n.t, n.containerd.Start(n.t.Context()))
+	n.start()
+}
