@@ -1,0 +1,250 @@
+package hub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/holdfast-edge/holdfast/cloud/roster"
+	"github.com/holdfast-edge/holdfast/common/link"
+	"github.com/holdfast-edge/holdfast/common/wire"
+)
+
+// Cluster is what the hub asks of cloud/watch.
+type Cluster interface {
+	// Follow signals when what the node must hold may have changed.
+	Follow(node string) (changed <-chan struct{}, stop func())
+	// Resolver returns a function that works out what the node must hold; see
+	// watch.Resolver.
+	Resolver(node string) func(context.Context) (*roster.Wanted, error)
+	// Gone asks the apiserver whether a pod is no longer meant for the node.
+	Gone(ctx context.Context, node string, ref *wire.ObjectRef) (bool, error)
+	// Node and Pods are what caches hold; neither may be changed.
+	Node(name string) *corev1.Node
+	Pods(node string) ([]*corev1.Pod, error)
+}
+
+// Reports is what the hub asks of cloud/report.
+type Reports interface {
+	Write(ctx context.Context, node string, r *wire.Report) *wire.ReportResult
+	Token(ctx context.Context, node string, ask *wire.TokenAsk) *wire.TokenAnswer
+	Renew(ctx context.Context, node string) error
+	RestoreNode(ctx context.Context, node string) error
+	RestoreReady(ctx context.Context, node string, pod *corev1.Pod) error
+}
+
+// Options are what a Hub needs.
+type Options struct {
+	Cluster Cluster
+	Reports Reports
+	Log     *slog.Logger
+	Version string // of cloudcore, for people
+	Timing  Timing
+}
+
+// Timing holds the hub's patience; zero values mean the defaults.
+type Timing struct {
+	Hello time.Duration // how long a new connection may be silent (10 s)
+	Sync  time.Duration // how long a Welcome waits for what the node must hold (10 s)
+	Renew time.Duration // at most one renewal of a lease in this time (10 s)
+	Retry time.Duration // first wait after a failed read; doubles up to 30 s (100 ms)
+}
+
+func (t Timing) withDefaults() Timing {
+	set := func(d *time.Duration, to time.Duration) {
+		if *d == 0 {
+			*d = to
+		}
+	}
+	set(&t.Hello, 10*time.Second)
+	set(&t.Sync, 10*time.Second)
+	set(&t.Renew, 10*time.Second)
+	set(&t.Retry, 100*time.Millisecond)
+	return t
+}
+
+const maxRetry = 30 * time.Second
+
+// Hub holds the sessions.
+type Hub struct {
+	cluster Cluster
+	reports Reports
+	log     *slog.Logger
+	version string
+	timing  Timing
+
+	mu       sync.Mutex
+	sessions map[string]*session // by node
+}
+
+// New returns a Hub.
+func New(o Options) *Hub {
+	return &Hub{cluster: o.Cluster, reports: o.Reports, log: o.Log, version: o.Version,
+		timing: o.Timing.withDefaults(), sessions: make(map[string]*session)}
+}
+
+// Connected is how many nodes have a session.
+func (h *Hub) Connected() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.sessions)
+}
+
+// Serve accepts nodes until ctx ends, and returns when all sessions have. Each
+// is told that the hub stops.
+func (h *Hub) Serve(ctx context.Context, a link.Acceptor) error {
+	var all sync.WaitGroup
+	defer all.Wait()
+	for {
+		conn, err := a.Accept(ctx)
+		if ctx.Err() != nil {
+			if conn != nil {
+				_ = conn.Close()
+			}
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("accept nodes: %w", err)
+		}
+		all.Go(func() { h.serve(ctx, conn) })
+	}
+}
+
+// goodbye ends a session with a reason that the edge is told.
+type goodbye struct {
+	reason  wire.Goodbye_Reason
+	message string
+}
+
+func (g *goodbye) Error() string { return g.message }
+
+// serve holds one connection from its first to its last byte.
+func (h *Hub) serve(ctx context.Context, conn link.Conn) {
+	node := conn.Peer()
+	log := h.log.With("node", node, "addr", conn.RemoteAddr())
+	defer conn.Close()
+	if node == "" {
+		log.Error("a connection without a node's name was let in")
+		return
+	}
+	hello, err := h.hello(ctx, conn)
+	if err != nil {
+		log.Warn("a node was turned away", "err", err)
+		h.part(conn, err)
+		return
+	}
+	s := h.newSession(conn, hello, log)
+	if err := h.register(ctx, s); err != nil {
+		log.Warn("a node was turned away", "err", err)
+		h.part(conn, err)
+		return
+	}
+	began := time.Now()
+	log.Info("a node is connected", "session", s.id, "version", hello.GetEdgeVersion(), "transport", conn.Transport())
+	err = s.run(ctx)
+	h.unregister(s)
+	log.Info("a node is disconnected", "session", s.id, "after", time.Since(began).Round(time.Millisecond), "err", err)
+	h.part(conn, err)
+}
+
+// hello reads the first message.
+func (h *Hub) hello(ctx context.Context, conn link.Conn) (*wire.Hello, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.timing.Hello)
+	defer cancel()
+	b, err := conn.Recv(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("wait for Hello: %w", err)
+	}
+	m, err := wire.DecodeEdge(b)
+	if err != nil {
+		return nil, protocolError(err)
+	}
+	hello := m.GetHello()
+	if hello == nil {
+		return nil, protocolError(errors.New("the first message is not Hello"))
+	}
+	for _, v := range hello.GetProtocolVersions() {
+		if v == wire.ProtocolVersion {
+			if hello.GetStoreId() == "" {
+				return nil, protocolError(errors.New("hello without a store id"))
+			}
+			return hello, nil
+		}
+	}
+	return nil, &goodbye{wire.Goodbye_REASON_PROTOCOL_VERSION, fmt.Sprintf(
+		"edgecore %s speaks protocol versions %v, this cloudcore (%s) speaks %d: upgrade the older of the two",
+		hello.GetEdgeVersion(), hello.GetProtocolVersions(), h.version, wire.ProtocolVersion)}
+}
+
+func protocolError(err error) *goodbye {
+	return &goodbye{wire.Goodbye_REASON_PROTOCOL_ERROR, err.Error()}
+}
+
+// replaceTimeout is how long a new session waits for the end of the one that it
+// replaces, so that no older report is written after a newer one.
+const replaceTimeout = 15 * time.Second
+
+// register makes s the session of its node, or says why it cannot be.
+func (h *Hub) register(ctx context.Context, s *session) error {
+	ctx, cancel := context.WithTimeout(ctx, replaceTimeout)
+	defer cancel()
+	for {
+		h.mu.Lock()
+		was := h.sessions[s.node]
+		if was == nil {
+			h.sessions[s.node] = s
+			h.mu.Unlock()
+			return nil
+		}
+		h.mu.Unlock()
+		if was.storeID != s.storeID {
+			return &goodbye{wire.Goodbye_REASON_DUPLICATE, fmt.Sprintf(
+				"node %s is connected from %s already; this connection from %s comes from another machine or another data directory. "+
+					"If two machines were given one name, run \"holdfast reset\" on one and join it under another name; if this one replaces the other, stop the other",
+				s.node, was.conn.RemoteAddr(), s.conn.RemoteAddr())}
+		}
+		was.end(&goodbye{wire.Goodbye_REASON_REPLACED, fmt.Sprintf("node %s connected again from %s", s.node, s.conn.RemoteAddr())})
+		select {
+		case <-was.ended:
+		case <-ctx.Done():
+			return &goodbye{wire.Goodbye_REASON_BUSY, fmt.Sprintf("the earlier session of node %s has not ended yet", s.node)}
+		}
+	}
+}
+
+func (h *Hub) unregister(s *session) {
+	h.mu.Lock()
+	if h.sessions[s.node] == s {
+		delete(h.sessions, s.node)
+	}
+	h.mu.Unlock()
+	close(s.ended)
+}
+
+// partTimeout bounds a parting: the hub says why, then waits for the edge to
+// hang up, because closing with unread input would destroy the Goodbye.
+const partTimeout = 3 * time.Second
+
+// part ends a connection, with a Goodbye if err is one.
+func (h *Hub) part(conn link.Conn, err error) {
+	var g *goodbye
+	if !errors.As(err, &g) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), partTimeout)
+	defer cancel()
+	b, err := wire.Encode(&wire.HubMessage{Body: &wire.HubMessage_Goodbye{Goodbye: &wire.Goodbye{Reason: g.reason, Message: g.message}}})
+	if err != nil || conn.Send(ctx, b) != nil {
+		return
+	}
+	for {
+		if _, err := conn.Recv(ctx); err != nil {
+			return
+		}
+	}
+}

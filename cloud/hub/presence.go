@@ -1,0 +1,176 @@
+package hub
+
+import (
+	"context"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/holdfast-edge/holdfast/cloud/report"
+)
+
+// lease renews the node's lease when the node was heard, and never otherwise.
+type lease struct {
+	timer   *time.Timer
+	every   time.Duration
+	armed   bool
+	due     bool
+	running bool
+	failing bool
+	last    time.Time // of the last attempt
+	heard   time.Time // what conn.LastHeard was at the last success
+}
+
+func (l *lease) start(every time.Duration) {
+	l.timer = time.NewTimer(every)
+	l.armed, l.every, l.due = true, every, true
+}
+
+// now asks for a renewal although the last is not long ago.
+func (l *lease) now() { l.last, l.heard, l.due = time.Time{}, time.Time{}, true }
+
+// startRenew renews the lease if the node was heard since the last renewal, at
+// most once in a while.
+func (s *session) startRenew() {
+	l := &s.lease
+	if !l.due || l.running {
+		return
+	}
+	l.due = false
+	heard := s.conn.LastHeard()
+	if !heard.After(l.heard) || time.Since(heard) > 3*l.every {
+		return
+	}
+	if rest := l.every - time.Since(l.last); rest > 0 {
+		if !l.armed {
+			l.timer.Reset(rest)
+			l.armed = true
+		}
+		return
+	}
+	l.running, l.last = true, time.Now()
+	s.work(func(ctx context.Context) func() {
+		err := s.hub.reports.Renew(ctx, s.node)
+		return func() {
+			l.running = false
+			if err == nil && heard.After(l.heard) {
+				l.heard = heard
+			}
+			if err != nil && !l.failing {
+				s.log.Warn("the node's lease cannot be renewed", "err", err)
+			} else if err == nil && l.failing {
+				s.log.Info("the node's lease is renewed again")
+			}
+			l.failing = err != nil
+			// What was heard meanwhile, and a failure, wait for the timer.
+			l.due = true
+		}
+	})
+}
+
+// restore undoes what the node lifecycle controller wrote about a node that was
+// silent: an edge that comes back does not repeat what has not changed.
+type restore struct {
+	look    bool // something may need it
+	running bool
+	node    string            // resource version of the Node that was dealt with
+	pods    map[string]string // the same of pods, by uid
+	unknown time.Time         // since when the Node is seen as given up; zero: it is not
+}
+
+// fresh is how recently a node must have been heard to count as there.
+const fresh = 5 * time.Second
+
+// startRestore writes the node's conditions and its pods' Ready again.
+func (s *session) startRestore() {
+	r := &s.restore
+	if !r.look || r.running || s.delivery.phase < phaseInventory {
+		return
+	}
+	r.look = false
+	n := s.hub.cluster.Node(s.node)
+	if n == nil {
+		return
+	}
+	if report.NeedsConditions(n) {
+		s.restoreNode(n)
+		return
+	}
+	r.unknown = time.Time{}
+	if report.NodeReady(n) && s.delivery.settled() {
+		s.restorePods()
+	}
+}
+
+func (s *session) restoreNode(n *corev1.Node) {
+	r := &s.restore
+	if r.unknown.IsZero() {
+		r.unknown = time.Now()
+	}
+	heard := s.conn.LastHeard()
+	if !heard.After(r.unknown) && time.Since(heard) > fresh || n.ResourceVersion == r.node {
+		return
+	}
+	r.running = true
+	s.work(func(ctx context.Context) func() {
+		err := s.hub.reports.Renew(ctx, s.node)
+		if err == nil {
+			err = s.hub.reports.RestoreNode(ctx, s.node)
+		}
+		return func() {
+			r.running, r.look = false, true
+			if err != nil {
+				s.log.Debug("the node's conditions cannot be written", "err", err)
+				s.again()
+				return
+			}
+			r.node = n.ResourceVersion
+		}
+	})
+}
+
+func (s *session) restorePods() {
+	r := &s.restore
+	pods, err := s.hub.cluster.Pods(s.node)
+	if err != nil {
+		s.log.Error("pods cannot be looked up", "err", err)
+		return
+	}
+	var todo []*corev1.Pod
+	dealt := make(map[string]string)
+	for _, p := range pods {
+		if !report.NeedsReady(p) {
+			continue
+		}
+		if r.pods[string(p.UID)] == p.ResourceVersion {
+			dealt[string(p.UID)] = p.ResourceVersion
+			continue
+		}
+		todo = append(todo, p)
+	}
+	r.pods = dealt
+	if len(todo) == 0 {
+		return
+	}
+	r.running = true
+	s.work(func(ctx context.Context) func() {
+		done := make(map[string]string)
+		for _, p := range todo {
+			if err := s.hub.reports.RestoreReady(ctx, s.node, p); err != nil {
+				s.log.Debug("condition Ready of a pod cannot be written", "pod", p.Namespace+"/"+p.Name, "uid", p.UID, "err", err)
+				continue
+			}
+			done[string(p.UID)] = p.ResourceVersion
+		}
+		return func() {
+			r.running, r.look = false, true
+			for uid, version := range done {
+				r.pods[uid] = version
+			}
+			if len(done) < len(todo) {
+				r.look = false
+				s.again()
+			}
+		}
+	})
+}

@@ -1,0 +1,420 @@
+package hub
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/holdfast-edge/holdfast/cloud/report"
+	"github.com/holdfast-edge/holdfast/cloud/roster"
+	"github.com/holdfast-edge/holdfast/common/link"
+	"github.com/holdfast-edge/holdfast/common/wire"
+)
+
+// session is one node's connection. Two goroutines live as long as it does: one
+// reads, the other (run) owns all state below. Everything that waits for the
+// line or the apiserver runs in a goroutine of its own that posts its outcome
+// back, so that run never blocks.
+type session struct {
+	hub     *Hub
+	conn    link.Conn
+	node    string
+	storeID string
+	id      string
+	log     *slog.Logger
+	ending  chan error    // capacity 1: somebody else ends the session
+	ended   chan struct{} // closed when nothing of it runs any more
+	posts   chan func()
+
+	// Owned by run.
+	ctx       context.Context
+	all       sync.WaitGroup
+	began     time.Time
+	delivery  *delivery
+	resolve   func(context.Context) (*roster.Wanted, error)
+	replies   []*wire.HubMessage // results and answers to send
+	sending   bool
+	reports   reportQueue
+	asking    int // token requests that run
+	resolving bool
+	stale     bool // what the node must hold is to be worked out (again)
+	patience  bool // the Welcome waits no longer
+	failing   bool // of the resolver, for the log
+	confirms  bool // a live read of missing pods runs
+	confirm   bool // one is allowed
+	retry     *time.Timer
+	wait      time.Duration
+	lease     lease
+	restore   restore
+}
+
+// Limits of one session.
+const (
+	maxBacklog = 64 // reports and token requests taken and not answered; beyond, the hub stops reading
+	maxAsking  = 4  // token requests at a time
+)
+
+func (h *Hub) newSession(conn link.Conn, hello *wire.Hello, log *slog.Logger) *session {
+	id := rand.Text()[:10]
+	return &session{
+		hub: h, conn: conn, node: conn.Peer(), storeID: hello.GetStoreId(), id: id, log: log.With("session", id),
+		ending: make(chan error, 1), ended: make(chan struct{}), posts: make(chan func()),
+		delivery: newDelivery(hello.GetDigest()), reports: newReportQueue(), wait: h.timing.Retry,
+	}
+}
+
+// end asks the session to end for that reason; it may be called at any time.
+func (s *session) end(why error) {
+	select {
+	case s.ending <- why:
+	default:
+	}
+}
+
+// run holds the session until the connection breaks, the edge misbehaves,
+// somebody ends it, or ctx ends. When it returns, nothing of it runs any more
+// but the connection, which it leaves open for a Goodbye.
+func (s *session) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	s.ctx, s.began = ctx, time.Now()
+	changed, unfollow := s.hub.cluster.Follow(s.node)
+	defer unfollow()
+	s.resolve = s.hub.cluster.Resolver(s.node)
+	s.stale, s.confirm = true, true
+	s.retry = time.NewTimer(0)
+	s.retry.Stop()
+	welcome := time.NewTimer(s.hub.timing.Sync)
+	defer welcome.Stop()
+	s.lease.start(s.hub.timing.Renew)
+	defer s.lease.timer.Stop()
+	defer s.retry.Stop()
+
+	incoming, broken := make(chan *wire.EdgeMessage), make(chan error, 1)
+	s.all.Go(func() { s.read(ctx, incoming, broken) })
+	defer s.all.Wait()
+	defer cancel()
+
+	for {
+		if err := s.advance(); err != nil {
+			return err
+		}
+		in := incoming
+		if s.reports.total+s.asking >= maxBacklog {
+			in = nil
+		}
+		var err error
+		select {
+		case m := <-in:
+			err = s.take(m)
+		case err = <-broken:
+		case err = <-s.ending:
+		case f := <-s.posts:
+			f()
+		case <-changed:
+			s.stale, s.confirm, s.restore.look = true, true, true
+		case <-s.retry.C:
+			s.stale, s.confirm, s.restore.look = true, true, true
+		case <-welcome.C:
+			s.patience = true
+		case <-s.conn.Heard():
+			s.lease.due, s.restore.look = true, true
+		case <-s.lease.timer.C:
+			s.lease.due, s.lease.armed = true, false
+		case <-ctx.Done():
+			return &goodbye{wire.Goodbye_REASON_SHUTDOWN, "the hub stops; its nodes go on without it"}
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// read hands on what arrives.
+func (s *session) read(ctx context.Context, to chan<- *wire.EdgeMessage, broken chan<- error) {
+	for {
+		b, err := s.conn.Recv(ctx)
+		if err != nil {
+			broken <- fmt.Errorf("receive: %w", err)
+			return
+		}
+		m, err := wire.DecodeEdge(b)
+		if err != nil {
+			broken <- protocolError(err)
+			return
+		}
+		select {
+		case to <- m:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// work runs f beside the session and then, in the session's goroutine, what f
+// returns.
+func (s *session) work(f func(ctx context.Context) (then func())) {
+	s.all.Go(func() {
+		then := f(s.ctx)
+		select {
+		case s.posts <- then:
+		case <-s.ctx.Done():
+		}
+	})
+}
+
+// take handles one message of the edge.
+func (s *session) take(m *wire.EdgeMessage) error {
+	var err error
+	switch body := m.GetBody().(type) {
+	case *wire.EdgeMessage_Hello:
+		err = fmt.Errorf("%w: a second Hello", errProtocol)
+	case *wire.EdgeMessage_Inventory:
+		err = s.delivery.inventory(body.Inventory)
+	case *wire.EdgeMessage_Ack:
+		err = s.delivery.ack(body.Ack.GetSeq())
+		s.restore.look = true
+	case *wire.EdgeMessage_Report:
+		s.reports.add(body.Report)
+	case *wire.EdgeMessage_TokenAsk:
+		s.ask(body.TokenAsk)
+	}
+	if err != nil {
+		return protocolError(err)
+	}
+	return nil
+}
+
+// ask answers a request for a token.
+func (s *session) ask(a *wire.TokenAsk) {
+	s.asking++
+	if s.asking > maxAsking {
+		s.asking--
+		s.reply(&wire.HubMessage{Body: &wire.HubMessage_TokenAnswer{TokenAnswer: &wire.TokenAnswer{
+			Id: a.GetId(), Code: wire.ResultCode_RESULT_RETRY, Message: "too many token requests at a time", HubTimeUnixMs: time.Now().UnixMilli(),
+		}}})
+		return
+	}
+	s.work(func(ctx context.Context) func() {
+		answer := s.hub.reports.Token(ctx, s.node, a)
+		return func() {
+			s.asking--
+			s.reply(&wire.HubMessage{Body: &wire.HubMessage_TokenAnswer{TokenAnswer: answer}})
+		}
+	})
+}
+
+func (s *session) reply(m *wire.HubMessage) { s.replies = append(s.replies, m) }
+
+// advance starts whatever can be started.
+func (s *session) advance() error {
+	s.startResolve()
+	if s.delivery.phase == phaseWaiting {
+		if w := s.delivery.want; s.patience || w != nil && w.Complete() {
+			s.welcome()
+		}
+	}
+	s.startReports()
+	if err := s.startSend(); err != nil {
+		return err
+	}
+	s.startRenew()
+	s.startRestore()
+	return nil
+}
+
+func (s *session) welcome() {
+	inSync := s.delivery.welcome()
+	s.log.Debug("welcomed", "in_sync", inSync)
+	s.reply(&wire.HubMessage{Body: &wire.HubMessage_Welcome{Welcome: &wire.Welcome{
+		ProtocolVersion: wire.ProtocolVersion, Session: s.id, InSync: inSync,
+		HubTimeUnixMs: time.Now().UnixMilli(), HubVersion: s.hub.version,
+	}}})
+}
+
+// startResolve works out what the node must hold, when that may have changed.
+func (s *session) startResolve() {
+	if !s.stale || s.resolving {
+		return
+	}
+	s.stale, s.resolving = false, true
+	s.work(func(ctx context.Context) func() {
+		want, err := s.resolve(ctx)
+		return func() { s.resolved(want, err) }
+	})
+}
+
+func (s *session) resolved(want *roster.Wanted, err error) {
+	s.resolving, s.restore.look = false, true
+	if want != nil {
+		s.delivery.wanted(want)
+	}
+	if err == nil {
+		if s.failing {
+			s.log.Info("what the node must hold is known again")
+		}
+		s.failing, s.wait = false, s.hub.timing.Retry
+		return
+	}
+	s.again()
+	// The first refusals are the Node authorizer's delay, nothing to tell.
+	if !s.failing && s.wait > 2*time.Second {
+		s.failing = true
+		s.log.Warn("not all that the node must hold can be read; what it holds stays", "err", err)
+	}
+}
+
+// again looks at everything once more after a while, later each time.
+func (s *session) again() {
+	s.retry.Reset(s.wait)
+	s.wait = min(2*s.wait, maxRetry)
+}
+
+// startConfirm looks for pods that the node holds and caches do not know.
+func (s *session) startConfirm(refs []*wire.ObjectRef) {
+	if len(refs) == 0 || s.confirms || !s.confirm {
+		return
+	}
+	s.confirms, s.confirm = true, false
+	s.work(func(ctx context.Context) func() {
+		var gone []roster.ID
+		var failed error
+		for _, ref := range refs {
+			is, err := s.hub.cluster.Gone(ctx, s.node, ref)
+			if err != nil {
+				failed = err
+				break
+			}
+			if is {
+				gone = append(gone, roster.IDOf(ref))
+			}
+		}
+		return func() {
+			s.confirms = false
+			for _, id := range gone {
+				s.delivery.confirmed(id)
+			}
+			if len(gone) < len(refs) {
+				s.log.Debug("pods that caches do not know stay for now", "pods", len(refs)-len(gone), "err", failed)
+				s.again()
+			} else {
+				s.confirm = true
+			}
+		}
+	})
+}
+
+// startSend hands the line what is to be sent, if it is free.
+func (s *session) startSend() error {
+	if s.sending {
+		return nil
+	}
+	messages := s.replies
+	s.replies = nil
+	for {
+		m, unconfirmed, err := s.delivery.next()
+		if err != nil {
+			return err
+		}
+		s.startConfirm(unconfirmed)
+		if m == nil {
+			break
+		}
+		if m.GetSynced() != nil {
+			s.log.Info("the node holds what it must", "objects", len(s.delivery.have), "changes", s.delivery.seq)
+		}
+		messages = append(messages, m)
+	}
+	if len(messages) == 0 {
+		return nil
+	}
+	s.sending = true
+	s.work(func(ctx context.Context) func() {
+		err := s.send(ctx, messages)
+		return func() {
+			s.sending = false
+			if err != nil {
+				s.end(err)
+			}
+		}
+	})
+	return nil
+}
+
+func (s *session) send(ctx context.Context, messages []*wire.HubMessage) error {
+	for _, m := range messages {
+		b, err := wire.Encode(m)
+		if err != nil {
+			return err
+		}
+		if err := s.conn.Send(ctx, b); err != nil {
+			return fmt.Errorf("send: %w", err)
+		}
+	}
+	return nil
+}
+
+// startReports writes waiting reports.
+func (s *session) startReports() {
+	for {
+		r, done := s.reports.next()
+		if r == nil {
+			return
+		}
+		s.work(func(ctx context.Context) func() {
+			result := s.hub.reports.Write(ctx, s.node, r)
+			return func() {
+				done()
+				s.reply(&wire.HubMessage{Body: &wire.HubMessage_ReportResult{ReportResult: result}})
+				if r.GetKind() == wire.ReportKind_REPORT_NODE && result.GetCode() == wire.ResultCode_RESULT_ACCEPTED {
+					s.lease.now()
+				}
+			}
+		})
+	}
+}
+
+// reportQueue keeps the reports of one node: about one subject one after the
+// other, about several subjects a few at a time.
+type reportQueue struct {
+	chains  map[string][]*wire.Report
+	ready   []string // subjects whose first report may be written
+	running int
+	total   int
+}
+
+// maxRunning is how many reports of one node are written at a time.
+const maxRunning = 4
+
+func newReportQueue() reportQueue { return reportQueue{chains: make(map[string][]*wire.Report)} }
+
+func (q *reportQueue) add(r *wire.Report) {
+	subject := report.Subject(r)
+	q.chains[subject] = append(q.chains[subject], r)
+	if len(q.chains[subject]) == 1 {
+		q.ready = append(q.ready, subject)
+	}
+	q.total++
+}
+
+// next returns a report to write and what to call when it is written, or nil.
+func (q *reportQueue) next() (*wire.Report, func()) {
+	if q.running >= maxRunning || len(q.ready) == 0 {
+		return nil, nil
+	}
+	subject := q.ready[0]
+	q.ready = q.ready[1:]
+	q.running++
+	return q.chains[subject][0], func() {
+		q.running--
+		q.total--
+		if rest := q.chains[subject][1:]; len(rest) > 0 {
+			q.chains[subject] = rest
+			q.ready = append(q.ready, subject)
+		} else {
+			delete(q.chains, subject)
+		}
+	}
+}

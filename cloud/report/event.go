@@ -1,0 +1,53 @@
+package report
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// event writes an event as the node; one that exists already only counts up.
+func (w *Writer) event(ctx context.Context, node string, payload []byte) error {
+	e := new(corev1.Event)
+	if err := e.Unmarshal(payload); err != nil {
+		return fmt.Errorf("decode an event: %w: %w", err, errRejected)
+	}
+	// An event about a node lives in the default namespace, others with their object.
+	if e.Namespace = e.InvolvedObject.Namespace; e.Namespace == "" {
+		e.Namespace = metav1.NamespaceDefault
+	}
+	e.ResourceVersion, e.UID = "", ""
+	e.Source.Host = node
+	e.ReportingInstance = node
+	now := w.now()
+	for _, t := range []*metav1.Time{&e.FirstTimestamp, &e.LastTimestamp} {
+		if t.After(now) || t.Time.Before(now.Add(-maxEventAge)) {
+			*t = metav1.NewTime(now)
+		}
+	}
+	_, err := w.asNode.CoreV1().Events(e.Namespace).Create(as(ctx, node), e, metav1.CreateOptions{})
+	if apierrors.IsAlreadyExists(err) {
+		var patch []byte
+		patch, err = json.Marshal(map[string]any{"count": max(e.Count, 1), "lastTimestamp": e.LastTimestamp, "message": e.Message})
+		if err == nil {
+			_, err = w.asNode.CoreV1().Events(e.Namespace).Patch(as(ctx, node), e.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
+		}
+	}
+	switch {
+	case apierrors.IsNotFound(err):
+		return fmt.Errorf("event %s/%s: its namespace is gone: %w", e.Namespace, e.Name, errNothingLeft)
+	case err != nil:
+		return fmt.Errorf("write event %s/%s: %w", e.Namespace, e.Name, err)
+	}
+	return nil
+}
+
+// maxEventAge is how old an event's time may be before it is taken for the work
+// of a wrong clock. Nodes stay offline for weeks; clocks go wrong by decades.
+const maxEventAge = 90 * 24 * time.Hour

@@ -1,0 +1,166 @@
+// Package report carries what edges say to the apiserver: node and pod status,
+// the end of pods, events, leases and requests for tokens. It owns how each is
+// written and which of the apiserver's answers means accepted, rejected or try
+// again. cloud/hub calls it, once per report, and keeps the order. Everything
+// that a node could write itself is written in the node's name (cloud/asnode);
+// cloudcore's own identity only adds what no node may set on itself. It keeps no
+// queue, and nothing about nodes that are not connected.
+package report
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/holdfast-edge/holdfast/cloud/asnode"
+	"github.com/holdfast-edge/holdfast/common/wire"
+)
+
+// Options are what a Writer needs.
+type Options struct {
+	Client kubernetes.Interface // cloudcore's own identity
+	AsNode kubernetes.Interface // acts as the node of the context (cloud/asnode)
+	Hub    string               // this hub's name, for the annotation holdfast.io/hub
+	Log    *slog.Logger
+	// Now is the hub's clock; nil means time.Now.
+	Now func() time.Time
+}
+
+// Writer writes reports. Its methods may be called from many goroutines.
+type Writer struct {
+	client, asNode kubernetes.Interface
+	hub            string
+	log            *slog.Logger
+	now            func() time.Time
+	slots          chan struct{}
+}
+
+// Limits of the work for all nodes together.
+const (
+	maxWrites    = 64               // reports being written at a time
+	writeTimeout = 10 * time.Second // of all requests for one report
+)
+
+// New returns a Writer.
+func New(o Options) *Writer {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	return &Writer{client: o.Client, asNode: o.AsNode, hub: o.Hub, log: o.Log, now: o.Now, slots: make(chan struct{}, maxWrites)}
+}
+
+// errRejected marks what the apiserver will never accept.
+var errRejected = errors.New("rejected")
+
+// errNothingLeft marks a report about something that is gone.
+var errNothingLeft = errors.New("nothing is left to say")
+
+// Subject names what a report is about. Reports about the same subject are to
+// be written in their order, others may overtake each other.
+func Subject(r *wire.Report) string {
+	switch r.GetKind() {
+	case wire.ReportKind_REPORT_NODE:
+		return "node"
+	case wire.ReportKind_REPORT_POD_STATUS, wire.ReportKind_REPORT_POD_GONE:
+		pod := new(corev1.Pod)
+		if pod.Unmarshal(r.GetPayload()) == nil {
+			return "pod " + string(pod.UID)
+		}
+	case wire.ReportKind_REPORT_EVENT:
+		event := new(corev1.Event)
+		if event.Unmarshal(r.GetPayload()) == nil {
+			return "event " + event.Namespace + "/" + event.Name
+		}
+	}
+	return "malformed"
+}
+
+// Write writes one report of a node and says how it went. When ctx ends first
+// the answer is RETRY.
+func (w *Writer) Write(ctx context.Context, node string, r *wire.Report) *wire.ReportResult {
+	var note string
+	err := w.slot(ctx, func(ctx context.Context) error {
+		var err error
+		note, err = w.write(ctx, node, r)
+		return err
+	})
+	code, message := result(err)
+	if message == "" {
+		message = note
+	}
+	if code == wire.ResultCode_RESULT_REJECTED {
+		w.log.Warn("a report was rejected", "node", node, "kind", r.GetKind().String(), "err", err)
+	}
+	return &wire.ReportResult{Id: r.GetId(), Code: code, Message: message}
+}
+
+func (w *Writer) write(ctx context.Context, node string, r *wire.Report) (note string, err error) {
+	switch r.GetKind() {
+	case wire.ReportKind_REPORT_NODE:
+		return w.node(ctx, node, r.GetPayload())
+	case wire.ReportKind_REPORT_POD_STATUS:
+		return "", w.podStatus(ctx, node, r.GetPayload())
+	case wire.ReportKind_REPORT_POD_GONE:
+		return "", w.podGone(ctx, node, r.GetPayload())
+	case wire.ReportKind_REPORT_EVENT:
+		return "", w.event(ctx, node, r.GetPayload())
+	}
+	return "", fmt.Errorf("report of kind %s: this hub does not know it: %w", r.GetKind(), errRejected)
+}
+
+// slot runs f in one of the slots of all nodes, in a bounded time.
+func (w *Writer) slot(ctx context.Context, f func(context.Context) error) error {
+	select {
+	case w.slots <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer func() { <-w.slots }()
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	return f(ctx)
+}
+
+// result turns an error into the code for the edge. What is not certainly
+// final is to be retried: an edge that drops a report never says it again.
+func result(err error) (wire.ResultCode, string) {
+	switch {
+	case err == nil:
+		return wire.ResultCode_RESULT_ACCEPTED, ""
+	case errors.Is(err, errNothingLeft),
+		apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
+		return wire.ResultCode_RESULT_ACCEPTED, err.Error()
+	case errors.Is(err, errRejected), apierrors.IsForbidden(err), apierrors.IsInvalid(err), apierrors.IsBadRequest(err),
+		apierrors.IsRequestEntityTooLargeError(err), apierrors.IsMethodNotSupported(err):
+		return wire.ResultCode_RESULT_REJECTED, err.Error()
+	}
+	return wire.ResultCode_RESULT_RETRY, err.Error()
+}
+
+// patient repeats f while it is refused or conflicts, for a short time: the
+// Node authorizer learns of a new pod a little late, and others write too.
+func patient(ctx context.Context, f func(context.Context) error) error {
+	const attempts = 6
+	wait := 50 * time.Millisecond
+	for n := 1; ; n++ {
+		err := f(ctx)
+		if n == attempts || !apierrors.IsForbidden(err) && !apierrors.IsConflict(err) {
+			return err
+		}
+		select {
+		case <-time.After(wait):
+			wait *= 2
+		case <-ctx.Done():
+			return errors.Join(err, context.Cause(ctx))
+		}
+	}
+}
+
+// as is a context for requests in the node's name.
+func as(ctx context.Context, node string) context.Context { return asnode.With(ctx, node) }

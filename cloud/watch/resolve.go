@@ -1,0 +1,274 @@
+package watch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+	"weak"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/holdfast-edge/holdfast/cloud/asnode"
+	"github.com/holdfast-edge/holdfast/cloud/roster"
+	"github.com/holdfast-edge/holdfast/common/wire"
+)
+
+// holdBack is how long a new pod waits for objects that it refers to and that
+// cannot be read yet. The Node authorizer learns of a bound pod a little later
+// than the binding, so that the first reads of what it refers to are refused.
+// After that the pod is sent anyway: the edge waits for the objects.
+const holdBack = 5 * time.Second
+
+// resolver works out what one connected node must hold. It remembers what it has read, and reads again only what has
+// changed.
+type resolver struct {
+	cluster *Cluster
+	node    string
+	read    map[roster.Key]*reading
+	pods    map[roster.ID]podItem
+	now     func() time.Time
+}
+
+// reading is what is known of one referenced object.
+type reading struct {
+	item    *roster.Item // nil: not there, or never read
+	version string       // resource version of what was read; "" for absent
+	seen    string       // what the metadata informer said when it was read
+	known   bool         // false: reading it fails, as err says
+	err     error
+	since   time.Time // of the first failure
+}
+
+type podItem struct {
+	version string
+	item    *roster.Item
+}
+
+// Resolver returns a function that works out what a node must hold now; one
+// goroutine may call it at a time. Objects that cannot be read are in Unknown;
+// the error then says why for one of them, and the function is to be called
+// again after a while. A nil Wanted means that nothing at all is known.
+func (c *Cluster) Resolver(node string) func(context.Context) (*roster.Wanted, error) {
+	r := &resolver{cluster: c, node: node, read: make(map[roster.Key]*reading), pods: make(map[roster.ID]podItem), now: time.Now}
+	return r.resolve
+}
+
+func (r *resolver) resolve(ctx context.Context) (*roster.Wanted, error) {
+	if !r.cluster.Synced() {
+		return nil, errors.New("the cluster's objects are not known yet")
+	}
+	pods, err := r.cluster.Pods(r.node)
+	if err != nil {
+		return nil, err
+	}
+	refs := make(map[roster.Key]bool)
+	for _, p := range pods {
+		if !roster.Terminal(p) {
+			for _, k := range roster.References(p) {
+				refs[k] = true
+			}
+		}
+	}
+	err = r.readAll(ctx, refs)
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	w := &roster.Wanted{
+		Items: make(map[roster.ID]*roster.Item), Terminal: make(map[roster.ID]bool),
+		Unknown: make(map[roster.Key]bool), Held: make(map[roster.ID]bool),
+	}
+	for k := range refs {
+		got := r.read[k]
+		if got.item != nil {
+			w.Items[roster.IDOf(got.item.Ref)] = got.item
+		}
+		if !got.known {
+			w.Unknown[k] = true
+		}
+	}
+	if n := r.cluster.Node(r.node); n != nil {
+		item, err := roster.Node(n)
+		if err != nil {
+			return nil, err
+		}
+		w.Items[roster.IDOf(item.Ref)] = item
+	}
+	return w, errors.Join(err, r.addPods(w, pods))
+}
+
+func (r *resolver) addPods(w *roster.Wanted, pods []*corev1.Pod) error {
+	now := make(map[roster.ID]podItem, len(pods))
+	for _, p := range pods {
+		id := roster.ID{Kind: wire.Kind_KIND_POD, UID: string(p.UID)}
+		was, ok := r.pods[id]
+		if !ok || was.version != p.ResourceVersion {
+			item, err := roster.Pod(p)
+			if err != nil {
+				return err
+			}
+			was = podItem{p.ResourceVersion, item}
+		}
+		now[id] = was
+		w.Items[id] = was.item
+		w.Terminal[id] = roster.Terminal(p)
+		for _, k := range roster.References(p) {
+			if got := r.read[k]; got != nil && !got.known && got.item == nil && r.now().Sub(got.since) < holdBack {
+				w.Held[id] = true
+			}
+		}
+	}
+	r.pods = now
+	return nil
+}
+
+// parallelReads bounds the reads of one node.
+const parallelReads = 4
+
+// readAll reads what is new or has changed, and forgets what nobody refers to.
+func (r *resolver) readAll(ctx context.Context, refs map[roster.Key]bool) error {
+	for k := range r.read {
+		if !refs[k] {
+			delete(r.read, k)
+		}
+	}
+	var (
+		all   sync.WaitGroup
+		mu    sync.Mutex
+		first error
+		slots = make(chan struct{}, parallelReads)
+	)
+	for k := range refs {
+		was := r.read[k]
+		if was == nil {
+			was = &reading{}
+			r.read[k] = was
+		}
+		seen := r.cluster.metaVersion(k)
+		if was.known && (seen == was.seen || seen == was.version) {
+			continue
+		}
+		slots <- struct{}{}
+		all.Go(func() {
+			defer func() { <-slots }()
+			if err := r.readOne(ctx, k, was, seen); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				first = err
+			}
+		})
+	}
+	all.Wait()
+	return first
+}
+
+// readOne reads an object as the node. Not found is an answer; everything else
+// that goes wrong is not, and what was known of the object stays.
+func (r *resolver) readOne(ctx context.Context, k roster.Key, into *reading, seen string) error {
+	item, version, err := r.cluster.fetch(ctx, r.node, k)
+	switch {
+	case err == nil:
+		*into = reading{item: item, version: version, seen: seen, known: true}
+	case apierrors.IsNotFound(err):
+		*into = reading{seen: seen, known: true}
+	default:
+		if into.since.IsZero() || into.known {
+			into.since = r.now()
+		}
+		into.known, into.err = false, err
+		return fmt.Errorf("read %s as node %s: %w", k, r.node, err)
+	}
+	return nil
+}
+
+// metaVersion is the version of an object as the metadata informer knows it,
+// "" if it knows none.
+func (c *Cluster) metaVersion(k roster.Key) string {
+	obj, ok, err := c.metas[k.Kind].GetStore().GetByKey(k.Namespace + "/" + k.Name)
+	if err != nil || !ok {
+		return ""
+	}
+	m, err := meta.Accessor(obj)
+	if err != nil {
+		return ""
+	}
+	return m.GetResourceVersion()
+}
+
+// fetch reads a ConfigMap or Secret from the apiserver in the node's name.
+func (c *Cluster) fetch(ctx context.Context, node string, k roster.Key) (*roster.Item, string, error) {
+	release, err := c.acquire(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	defer release()
+	ctx, cancel := context.WithTimeout(asnode.With(ctx, node), readTimeout)
+	defer cancel()
+	var (
+		item    *roster.Item
+		version string
+	)
+	if k.Kind == wire.Kind_KIND_CONFIG_MAP {
+		obj, err := c.asNode.CoreV1().ConfigMaps(k.Namespace).Get(ctx, k.Name, metav1.GetOptions{})
+		if err != nil {
+			return nil, "", err
+		}
+		version = obj.ResourceVersion
+		if item, err = roster.ConfigMap(obj); err != nil {
+			return nil, "", err
+		}
+	} else {
+		obj, err := c.asNode.CoreV1().Secrets(k.Namespace).Get(ctx, k.Name, metav1.GetOptions{})
+		if err != nil {
+			return nil, "", err
+		}
+		version = obj.ResourceVersion
+		if item, err = roster.Secret(obj); err != nil {
+			return nil, "", err
+		}
+	}
+	return c.share(k, item), version, nil
+}
+
+// share returns one item for all nodes that hold the same version of an object.
+// A node comes here only with what it was allowed to read itself.
+func (c *Cluster) share(k roster.Key, item *roster.Item) *roster.Item {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if was := c.shared[k].Value(); was != nil && string(was.Ref.Version) == string(item.Ref.Version) && was.Ref.Uid == item.Ref.Uid {
+		return was
+	}
+	c.shared[k] = weak.Make(item)
+	return item
+}
+
+func (c *Cluster) forget(k roster.Key) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.shared, k)
+}
+
+// Gone asks the apiserver itself whether a pod that a node holds is no longer
+// meant for it: there is none of that name, or it has another uid, or is bound
+// to another node. An error means that nobody knows.
+func (c *Cluster) Gone(ctx context.Context, node string, ref *wire.ObjectRef) (bool, error) {
+	release, err := c.acquire(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer release()
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	p, err := c.client.CoreV1().Pods(ref.GetNamespace()).Get(ctx, ref.GetName(), metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return true, nil
+	case err != nil:
+		return false, fmt.Errorf("confirm that %s is gone: %w", wire.Describe(ref), err)
+	}
+	return p.UID != roster.UIDOf(ref) || p.Spec.NodeName != node, nil
+}
