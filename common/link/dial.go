@@ -47,6 +47,7 @@ type DialOptions struct {
 
 type websocketDialer struct {
 	DialOptions
+	connect      func(ctx context.Context, network, address string) (net.Conn, error)
 	writeBuffers sync.Pool
 	clockLogged  atomic.Bool
 }
@@ -63,7 +64,7 @@ func DialWebsocket(o DialOptions) Dialer {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	return &websocketDialer{DialOptions: o}
+	return &websocketDialer{DialOptions: o, connect: dialer(o.Timing).DialContext}
 }
 
 // Dial tries each address of the hub once. Its error says what came of each.
@@ -130,9 +131,8 @@ func (d *websocketDialer) dialHub(ctx context.Context, hub string, certificate t
 func (d *websocketDialer) attempt(ctx context.Context, hub string, config *tls.Config) (Conn, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, d.Timing.Dial, fmt.Errorf("no answer within %s", d.Timing.Dial))
 	defer cancel()
-	tcp := dialer(d.Timing)
 	ws := websocket.Dialer{
-		NetDialContext:  tcp.DialContext,
+		NetDialContext:  d.connect,
 		TLSClientConfig: config,
 		Proxy:           d.Proxy,
 		ReadBufferSize:  edgeBuffer,
@@ -143,7 +143,7 @@ func (d *websocketDialer) attempt(ctx context.Context, hub string, config *tls.C
 	target := (&url.URL{Scheme: "wss", Host: hub, Path: Path}).String()
 	if proxy, err := d.Proxy(&http.Request{URL: &url.URL{Scheme: "https", Host: hub, Path: Path}}); err == nil && proxy == nil {
 		ws.NetDialTLSContext = func(ctx context.Context, network, address string) (net.Conn, error) {
-			conn, err := dialTLS(ctx, tcp, network, address, config)
+			conn, err := d.dialTLS(ctx, network, address, config)
 			if err != nil {
 				return nil, err
 			}
@@ -210,8 +210,8 @@ func explainDial(err error, host string) error {
 }
 
 // dialTLS connects and completes the handshake, as gorilla's dialer would.
-func dialTLS(ctx context.Context, tcp *net.Dialer, network, address string, config *tls.Config) (*tls.Conn, error) {
-	raw, err := tcp.DialContext(ctx, network, address)
+func (d *websocketDialer) dialTLS(ctx context.Context, network, address string, config *tls.Config) (*tls.Conn, error) {
+	raw, err := d.connect(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
