@@ -336,3 +336,21 @@ func writeUnlessMissing(file, value string) error {
 	}
 	return writeValue(file, value)
 }
+
+// Cgroups are the pods' cgroups below one root, for one driver: CgroupParent, EnsurePodCgroup and RemovePodCgroup with
+// those two settled.
+type Cgroups struct {
+	Root   string // "/" or the cgroup under which all pods lie
+	Driver string // cgroupfs or systemd
+}
+
+// Parent is the pod's cgroup, in the form that CRI takes.
+func (c Cgroups) Parent(pod *corev1.Pod) string { return CgroupParent(c.Root, c.Driver, pod) }
+
+// Ensure makes the pod's cgroup with its limits.
+func (c Cgroups) Ensure(pod *corev1.Pod) error { return EnsurePodCgroup(c.Root, c.Driver, pod) }
+
+// Remove removes the pod's cgroup, whichever class it is in.
+func (c Cgroups) Remove(pod *corev1.Pod) error {
+	return RemovePodCgroup(c.Root, c.Driver, string(pod.UID))
+}
