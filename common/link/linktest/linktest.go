@@ -5,8 +5,14 @@
 package linktest
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"log/slog"
+	"math/big"
 	"net/http"
 	"testing"
 	"time"
@@ -45,6 +51,27 @@ func NodeCert(t testing.TB, ca *pki.CA, node string) tls.Certificate {
 		t.Fatal(err)
 	}
 	return pair
+}
+
+// clientCert makes a client certificate with any name and group.
+func clientCert(t testing.TB, ca *pki.CA, name, group string) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: big.NewInt(7),
+		Subject:      pkix.Name{CommonName: name, Organization: []string{group}},
+		NotBefore:    time.Now().Add(-time.Hour),
+		NotAfter:     time.Now().Add(time.Hour),
+		KeyUsage:     x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}, ca.Cert, &key.PublicKey, ca.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
 // ServerTLS is the TLS configuration of a hub for 127.0.0.1 and localhost.

@@ -1,0 +1,20 @@
+package link_test
+
+import (
+	"testing"
+
+	"github.com/holdfast-edge/holdfast/common/link"
+	"github.com/holdfast-edge/holdfast/common/link/linktest"
+	"github.com/holdfast-edge/holdfast/common/pki"
+)
+
+func TestWebsocketHoldsTheContract(t *testing.T) {
+	linktest.Contract(t, linktest.Transport{
+		Name: "websocket",
+		Listen: func(t testing.TB, ca *pki.CA, timing link.Timing) (string, link.Acceptor) {
+			hub := linktest.StartHub(t, ca, timing)
+			return hub.Addr, hub.Acceptor
+		},
+		Dialer: link.DialWebsocket,
+	})
+}
