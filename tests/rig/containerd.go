@@ -1,6 +1,7 @@
 package rig
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,6 +27,10 @@ import (
 // startDeadline bounds the wait for containerd to answer over CRI, when the caller's context does not.
 const startDeadline = 2 * time.Minute
 
+// BinaryVariable names the environment variable with the containerd for all who do not choose one, so that
+// the same tests run on several versions.
+const BinaryVariable = "HOLDFAST_TEST_CONTAINERD"
+
 // maxSocketPath is what the kernel allows, less the ending of containerd's second socket.
 const maxSocketPath = 107 - len(".ttrpc")
 
@@ -34,7 +39,7 @@ const maxSocketPath = 107 - len(".ttrpc")
 type Options struct {
 	Dir          string            // for root, configuration and log; empty: one of its own, removed by Stop
 	Netns        *Netns            // the node's network; nil: the caller's
-	Binary       string            // name in PATH or absolute path, shim and ctr beside it; empty: containerd
+	Binary       string            // name in PATH or absolute path, shim and ctr beside it; empty: see BinaryVariable
 	CNI          bool              // write a bridge network for pods, and wait until it is ready
 	PodCIDR      netip.Prefix      // zero: 10.88.0.0/24
 	CgroupParent string            // cgroup that only this node's pods use, gone with Reboot and Stop; empty: a unique name
@@ -83,10 +88,7 @@ func StartContainerd(ctx context.Context, o Options) (*Containerd, error) {
 }
 
 func (c *Containerd) prepare() error {
-	name := c.opts.Binary
-	if name == "" {
-		name = "containerd"
-	}
+	name := cmp.Or(c.opts.Binary, os.Getenv(BinaryVariable), "containerd")
 	var err error
 	if c.binary, err = exec.LookPath(name); err != nil {
 		return fmt.Errorf("install containerd, or name its binary: %w", err)

@@ -312,7 +312,7 @@ func (p *place) clearNetwork() error {
 		return nil
 	}
 	n := &Netns{name: filepath.Base(p.Netns)}
-	return n.Do(func() error {
+	err := n.Do(func() error {
 		links, err := net.Interfaces()
 		if err != nil {
 			return err
@@ -337,6 +337,10 @@ func (p *place) clearNetwork() error {
 		}
 		return nil
 	})
+	if errors.Is(err, unix.EINVAL) {
+		return nil // the file is there, the namespace went with the mount namespace of its owner
+	}
+	return err
 }
 
 // unmountBelow unmounts everything at and below the directories, the latest mount first.

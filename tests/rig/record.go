@@ -51,10 +51,9 @@ func newClaim(fill func(id string, others []record) (record, error)) (*claim, er
 		return nil, err
 	}
 	defer unlock()
-	others, err := sweepLocked(base)
-	if err != nil {
-		return nil, err
-	}
+	// Remains that cannot be cleared keep their record and what they occupy, but stop nobody from starting;
+	// who wants to know calls Sweep.
+	others, _ := sweepLocked(base)
 
 	for n := 0; ; n++ {
 		id := strconv.FormatInt(int64(os.Getpid()), 36) + "-" + strconv.FormatInt(int64(n), 36)
@@ -111,7 +110,8 @@ func Sweep() error {
 	return err
 }
 
-// sweepLocked clears the instances whose owner is dead and returns the records of the others.
+// sweepLocked clears the instances whose owner is dead and returns the records of those that remain, also
+// with an error.
 func sweepLocked(base string) ([]record, error) {
 	entries, err := os.ReadDir(base)
 	if err != nil {
@@ -121,7 +121,7 @@ func sweepLocked(base string) ([]record, error) {
 	if err != nil {
 		return nil, err
 	}
-	var alive []record
+	var remain []record
 	var errs []error
 	for _, e := range entries {
 		if !e.IsDir() {
@@ -144,16 +144,17 @@ func sweepLocked(base string) ([]record, error) {
 			continue
 		}
 		if rec.PidSpace != space || ownerLives(rec) {
-			alive = append(alive, rec)
+			remain = append(remain, rec)
 			continue
 		}
 		if err := rec.clear(); err != nil {
+			remain = append(remain, rec)
 			errs = append(errs, fmt.Errorf("clear instance %s of dead process %d: %w", e.Name(), rec.Owner, err))
 			continue
 		}
 		errs = append(errs, os.RemoveAll(dir))
 	}
-	return alive, errors.Join(errs...)
+	return remain, errors.Join(errs...)
 }
 
 // clear takes everything that the record names out of the machine.
