@@ -70,9 +70,12 @@ func Enroll(ctx context.Context, r Request) (Credentials, error) {
 	roots.AddCert(ca)
 	config := &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, Time: r.Now}
 	answer, err := r.post(ctx, config, csrPEM)
-	if at, ok := pki.TimeInside(err, roots, host, r.Now()); ok {
-		config.Time = func() time.Time { return at }
-		answer, err = r.post(ctx, config, csrPEM)
+	if err != nil {
+		var at time.Time
+		if at, err = pki.TimeInside(err, roots, host, r.Now()); err == nil {
+			config.Time = func() time.Time { return at }
+			answer, err = r.post(ctx, config, csrPEM)
+		}
 	}
 	var wrongName x509.HostnameError
 	if errors.As(err, &wrongName) {

@@ -50,6 +50,9 @@ func AcceptWebsocket(o AcceptOptions) (Acceptor, http.Handler) {
 			ReadBufferSize:   hubBuffer,
 			WriteBufferSize:  hubBuffer,
 			WriteBufferPool:  new(sync.Pool),
+			Error: func(w http.ResponseWriter, _ *http.Request, status int, reason error) {
+				http.Error(w, reason.Error(), status)
+			},
 		},
 		conns:  make(chan *websocketConn),
 		closed: make(chan struct{}),

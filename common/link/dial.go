@@ -112,8 +112,8 @@ func (d *websocketDialer) dialHub(ctx context.Context, hub string, certificate t
 		return c, nil
 	}
 	now := d.Now()
-	at, ok := pki.TimeInside(err, d.RootCAs, host, now)
-	if !ok {
+	at, err := pki.TimeInside(err, d.RootCAs, host, now)
+	if err != nil {
 		return nil, explainDial(err, host)
 	}
 	if !d.clockLogged.Swap(true) {

@@ -1,6 +1,7 @@
 package link_test
 
 import (
+	"crypto/tls"
 	"testing"
 
 	"github.com/holdfast-edge/holdfast/common/link"
@@ -17,4 +18,9 @@ func TestWebsocketHoldsTheContract(t *testing.T) {
 		},
 		Dialer: link.DialWebsocket,
 	})
+}
+
+// certificate is a DialOptions.Certificate that never changes.
+func certificate(pair tls.Certificate) func() (tls.Certificate, error) {
+	return func() (tls.Certificate, error) { return pair, nil }
 }
