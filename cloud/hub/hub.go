@@ -135,21 +135,33 @@ func (h *Hub) serve(ctx context.Context, conn link.Conn) {
 	hello, err := h.hello(ctx, conn)
 	if err != nil {
 		log.Warn("a node was turned away", "err", err)
-		h.part(conn, err)
+		h.turnAway(conn, err)
 		return
 	}
 	s := h.newSession(conn, hello, log)
 	if err := h.register(ctx, s); err != nil {
 		log.Warn("a node was turned away", "err", err)
-		h.part(conn, err)
+		h.turnAway(conn, err)
 		return
 	}
 	began := time.Now()
 	log.Info("a node is connected", "session", s.id, "version", hello.GetEdgeVersion(), "transport", conn.Transport())
+	reading := make(chan struct{})
+	go func() {
+		defer close(reading)
+		s.read()
+	}()
 	err = s.run(ctx)
 	h.unregister(s)
 	log.Info("a node is disconnected", "session", s.id, "after", time.Since(began).Round(time.Millisecond), "err", err)
-	h.part(conn, err)
+	if h.part(conn, err) {
+		select {
+		case <-reading:
+		case <-time.After(partTimeout):
+		}
+	}
+	_ = conn.Close()
+	<-reading
 }
 
 // hello reads the first message.
@@ -227,24 +239,31 @@ func (h *Hub) unregister(s *session) {
 }
 
 // partTimeout bounds a parting: the hub says why, then waits for the edge to
-// hang up, because closing with unread input would destroy the Goodbye.
+// hang up.
 const partTimeout = 3 * time.Second
 
-// part ends a connection, with a Goodbye if err is one.
-func (h *Hub) part(conn link.Conn, err error) {
-	var g *goodbye
-	if !errors.As(err, &g) {
+// turnAway ends a connection that has no session, with the reason.
+func (h *Hub) turnAway(conn link.Conn, err error) {
+	if !h.part(conn, err) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), partTimeout)
 	defer cancel()
-	b, err := wire.Encode(&wire.HubMessage{Body: &wire.HubMessage_Goodbye{Goodbye: &wire.Goodbye{Reason: g.reason, Message: g.message}}})
-	if err != nil || conn.Send(ctx, b) != nil {
-		return
-	}
 	for {
 		if _, err := conn.Recv(ctx); err != nil {
 			return
 		}
 	}
+}
+
+// part sends a Goodbye if err is one, and says whether it did.
+func (h *Hub) part(conn link.Conn, err error) bool {
+	var g *goodbye
+	if !errors.As(err, &g) {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), partTimeout)
+	defer cancel()
+	b, err := wire.Encode(&wire.HubMessage{Body: &wire.HubMessage_Goodbye{Goodbye: &wire.Goodbye{Reason: g.reason, Message: g.message}}})
+	return err == nil && conn.Send(ctx, b) == nil
 }

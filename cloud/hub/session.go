@@ -28,6 +28,12 @@ type session struct {
 	ending  chan error    // capacity 1: somebody else ends the session
 	ended   chan struct{} // closed when nothing of it runs any more
 	posts   chan func()
+	deaf    chan struct{} // closed when run returns
+
+	// Handed from read to run by the channels.
+	incoming  chan *wire.EdgeMessage
+	broken    chan error
+	malformed error
 
 	// Owned by run.
 	ctx       context.Context
@@ -62,6 +68,7 @@ func (h *Hub) newSession(conn link.Conn, hello *wire.Hello, log *slog.Logger) *s
 	return &session{
 		hub: h, conn: conn, node: conn.Peer(), storeID: hello.GetStoreId(), id: id, log: log.With("session", id),
 		ending: make(chan error, 1), ended: make(chan struct{}), posts: make(chan func()),
+		deaf: make(chan struct{}), incoming: make(chan *wire.EdgeMessage), broken: make(chan error, 1),
 		delivery: newDelivery(hello.GetDigest()), reports: newReportQueue(), wait: h.timing.Retry,
 	}
 }
@@ -92,16 +99,15 @@ func (s *session) run(ctx context.Context) error {
 	defer s.lease.timer.Stop()
 	defer s.retry.Stop()
 
-	incoming, broken := make(chan *wire.EdgeMessage), make(chan error, 1)
-	s.all.Go(func() { s.read(ctx, incoming, broken) })
 	defer s.all.Wait()
 	defer cancel()
+	defer close(s.deaf)
 
 	for {
 		if err := s.advance(); err != nil {
 			return err
 		}
-		in := incoming
+		in := s.incoming
 		if s.reports.total+s.asking >= maxBacklog {
 			in = nil
 		}
@@ -109,7 +115,7 @@ func (s *session) run(ctx context.Context) error {
 		select {
 		case m := <-in:
 			err = s.take(m)
-		case err = <-broken:
+		case err = <-s.broken:
 		case err = <-s.ending:
 		case f := <-s.posts:
 			f()
@@ -132,23 +138,24 @@ func (s *session) run(ctx context.Context) error {
 	}
 }
 
-// read hands on what arrives.
-func (s *session) read(ctx context.Context, to chan<- *wire.EdgeMessage, broken chan<- error) {
+// read hands on what arrives until the connection ends. When the session has
+// ended it only drains: a connection that is closed with unread input would lose
+// the Goodbye, and stopping a read closes the connection.
+func (s *session) read() {
 	for {
-		b, err := s.conn.Recv(ctx)
+		b, err := s.conn.Recv(context.Background())
 		if err != nil {
-			broken <- fmt.Errorf("receive: %w", err)
+			s.broken <- fmt.Errorf("receive: %w", err)
 			return
 		}
 		m, err := wire.DecodeEdge(b)
 		if err != nil {
-			broken <- protocolError(err)
-			return
+			m = nil // which take refuses, with this reason
+			s.malformed = err
 		}
 		select {
-		case to <- m:
-		case <-ctx.Done():
-			return
+		case s.incoming <- m:
+		case <-s.deaf:
 		}
 	}
 }
@@ -167,6 +174,9 @@ func (s *session) work(f func(ctx context.Context) (then func())) {
 
 // take handles one message of the edge.
 func (s *session) take(m *wire.EdgeMessage) error {
+	if m == nil {
+		return protocolError(s.malformed)
+	}
 	var err error
 	switch body := m.GetBody().(type) {
 	case *wire.EdgeMessage_Hello:

@@ -133,15 +133,7 @@ func differing(want, have map[string]string) map[string]string {
 	return out
 }
 
-// nodeLabels are the labels of Kubernetes' own domains that NodeRestriction lets
-// a node set; of other domains a node may set all.
-var nodeLabels = []string{
-	corev1.LabelHostname, corev1.LabelTopologyZone, corev1.LabelTopologyRegion,
-	corev1.LabelInstanceTypeStable, corev1.LabelOSStable, corev1.LabelArchStable,
-	corev1.LabelFailureDomainBetaZone, corev1.LabelFailureDomainBetaRegion, corev1.LabelInstanceType,
-	"beta.kubernetes.io/os", "beta.kubernetes.io/arch",
-}
-
+// mayLabel says that a node may set a label on itself: NodeRestriction's rule.
 func mayLabel(key string) bool {
 	domain, _, found := strings.Cut(key, "/")
 	if !found {
@@ -151,7 +143,14 @@ func mayLabel(key string) bool {
 	if !ours("kubernetes.io") && !ours("k8s.io") {
 		return true
 	}
-	return slices.Contains(nodeLabels, key) || ours("kubelet.kubernetes.io") || ours("node.kubernetes.io")
+	switch key {
+	case corev1.LabelHostname, corev1.LabelTopologyZone, corev1.LabelTopologyRegion,
+		corev1.LabelInstanceTypeStable, corev1.LabelOSStable, corev1.LabelArchStable,
+		corev1.LabelFailureDomainBetaZone, corev1.LabelFailureDomainBetaRegion, corev1.LabelInstanceType,
+		"beta.kubernetes.io/os", "beta.kubernetes.io/arch":
+		return true
+	}
+	return ours("kubelet.kubernetes.io") || ours("node.kubernetes.io")
 }
 
 // allowedMetadata is what is written of the reported metadata. The conditions

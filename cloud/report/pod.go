@@ -75,11 +75,15 @@ func (w *Writer) podStatus(ctx context.Context, node string, payload []byte) err
 
 func ended(p corev1.PodPhase) bool { return p == corev1.PodSucceeded || p == corev1.PodFailed }
 
-// ownedByNode are the conditions that a kubelet writes; those of all other
-// types belong to somebody else and stay as they are.
-var ownedByNode = map[corev1.PodConditionType]bool{
-	corev1.PodReady: true, corev1.ContainersReady: true, corev1.PodInitialized: true,
-	corev1.PodReadyToStartContainers: true, corev1.PodResizePending: true, corev1.PodResizeInProgress: true,
+// ownedByNode says that a condition is one which a kubelet writes; those of all
+// other types belong to somebody else and stay as they are.
+func ownedByNode(t corev1.PodConditionType) bool {
+	switch t {
+	case corev1.PodReady, corev1.ContainersReady, corev1.PodInitialized, corev1.PodReadyToStartContainers,
+		corev1.PodResizePending, corev1.PodResizeInProgress:
+		return true
+	}
+	return false
 }
 
 // mergeStatus is the pod's status after a report: what the node says, with what
@@ -99,7 +103,7 @@ func mergeStatus(p *corev1.Pod, said *corev1.PodStatus, now time.Time) *corev1.P
 	for _, c := range s.Conditions {
 		old := condition(was.Conditions, c.Type)
 		switch {
-		case !ownedByNode[c.Type] && old != nil:
+		case !ownedByNode(c.Type) && old != nil:
 			c = *old
 		case old != nil && old.Status == c.Status:
 			c.LastTransitionTime = old.LastTransitionTime
@@ -111,7 +115,7 @@ func mergeStatus(p *corev1.Pod, said *corev1.PodStatus, now time.Time) *corev1.P
 		conditions = append(conditions, c)
 	}
 	for _, c := range was.Conditions {
-		if !ownedByNode[c.Type] && condition(conditions, c.Type) == nil {
+		if !ownedByNode(c.Type) && condition(conditions, c.Type) == nil {
 			conditions = append(conditions, c)
 		}
 	}

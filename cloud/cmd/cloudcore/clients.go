@@ -1,0 +1,47 @@
+package main
+
+import (
+	"fmt"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/holdfast-edge/holdfast/cloud/asnode"
+	"github.com/holdfast-edge/holdfast/common/config"
+)
+
+// clients speak to the apiserver.
+type clients struct {
+	own      kubernetes.Interface
+	asNode   kubernetes.Interface
+	metadata metadata.Interface
+}
+
+func newClients(cfg config.Cloud) (*clients, error) {
+	// With an empty path this is the service account of the pod that runs here.
+	rc, err := clientcmd.BuildConfigFromFlags("", cfg.Kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("reach the apiserver by kubeconfig %q: %w", cfg.Kubeconfig, err)
+	}
+	rc.UserAgent = "cloudcore/" + version
+	// The rooms bound what runs at a time; the apiserver's priority and fairness
+	// does the rest. A limit here would let one node delay another.
+	rc.QPS = -1
+	typed := rest.CopyConfig(rc)
+	typed.ContentType = runtime.ContentTypeProtobuf
+	typed.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	c := new(clients)
+	if c.own, err = kubernetes.NewForConfig(typed); err != nil {
+		return nil, fmt.Errorf("make the apiserver's client: %w", err)
+	}
+	if c.asNode, err = asnode.NewClient(typed); err != nil {
+		return nil, err
+	}
+	if c.metadata, err = metadata.NewForConfig(metadata.ConfigFor(rc)); err != nil {
+		return nil, fmt.Errorf("make the apiserver's metadata client: %w", err)
+	}
+	return c, nil
+}

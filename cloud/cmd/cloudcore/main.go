@@ -1,0 +1,152 @@
+// Command cloudcore connects edge nodes with a Kubernetes cluster. It is only a
+// front door: it reads the config, reaches the apiserver, and starts the rooms
+// below cloud/. systemd (or `holdfast init --foreground`) starts it. It keeps
+// nothing that cannot be made again: edges go on while it is down, and the next
+// cloudcore finds out what each of them holds.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"k8s.io/klog/v2"
+
+	"github.com/holdfast-edge/holdfast/cloud/autonomy"
+	"github.com/holdfast-edge/holdfast/cloud/enroll"
+	"github.com/holdfast-edge/holdfast/cloud/hub"
+	"github.com/holdfast-edge/holdfast/cloud/identity"
+	"github.com/holdfast-edge/holdfast/cloud/report"
+	"github.com/holdfast-edge/holdfast/cloud/watch"
+	"github.com/holdfast-edge/holdfast/common/config"
+	"github.com/holdfast-edge/holdfast/common/link"
+)
+
+// version is set by the linker.
+var version = "unreleased"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	if err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "cloudcore:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, out, logs io.Writer) error {
+	flags := flag.NewFlagSet("cloudcore", flag.ContinueOnError)
+	flags.SetOutput(out)
+	flags.Usage = func() {
+		fmt.Fprint(out, "cloudcore connects Holdfast edge nodes with a Kubernetes cluster.\n\nUsage: cloudcore [--config FILE]\n\n")
+		flags.PrintDefaults()
+	}
+	file := flags.String("config", config.CloudPath, "the config `file`")
+	showVersion := flags.Bool("version", false, "print the version and exit")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	switch {
+	case flags.NArg() > 0:
+		return fmt.Errorf("unknown argument %q: see cloudcore --help", flags.Arg(0))
+	case *showVersion:
+		fmt.Fprintf(out, "cloudcore %s\n", version)
+		return nil
+	}
+	cfg, err := config.LoadCloud(*file)
+	if err != nil {
+		return err
+	}
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
+		return fmt.Errorf("config file %s: logLevel %q is not debug, info, warn or error", *file, cfg.LogLevel)
+	}
+	log := slog.New(slog.NewTextHandler(logs, &slog.HandlerOptions{Level: level}))
+	klog.SetSlogLogger(log.With("from", "client-go"))
+	return serve(ctx, cfg, log)
+}
+
+func serve(ctx context.Context, cfg config.Cloud, log *slog.Logger) error {
+	log.Info("cloudcore starts", "version", version)
+	clients, err := newClients(cfg)
+	if err != nil {
+		return err
+	}
+	// The ports first: a port that is taken must not show after minutes.
+	door, err := openDoor(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	defer door.close()
+
+	cluster, err := watch.New(watch.Options{Client: clients.own, AsNode: clients.asNode, Metadata: clients.metadata, Log: log})
+	if err != nil {
+		return err
+	}
+	self, err := openIdentity(ctx, cfg, clients, log)
+	if err != nil {
+		return err
+	}
+	reports := report.New(report.Options{Client: clients.own, AsNode: clients.asNode, Hub: hubName(cfg), Log: log})
+	nodes := hub.New(hub.Options{Cluster: cluster, Reports: reports, Log: log, Version: version})
+	keeper := autonomy.New(clients.own, cluster, log)
+	joins := enroll.New(enroll.Options{Client: clients.own, CA: self.CA(), Log: log})
+	acceptor, links := link.AcceptWebsocket(link.AcceptOptions{Timing: link.TimingFor(cfg.KeepAlive.Duration), Log: log})
+	defer acceptor.Close()
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return cluster.Run(ctx) })
+	group.Go(func() error { return self.Run(ctx) })
+	group.Go(func() error { return joins.Run(ctx) })
+	group.Go(func() error { return keeper.Run(ctx) })
+	group.Go(func() error { return nodes.Serve(ctx, acceptor) })
+	group.Go(func() error { return door.serve(ctx, self.TLSConfig(), links, joins, cluster.Synced) })
+	group.Go(func() error {
+		if cluster.WaitSynced(ctx) == nil {
+			log.Info("ready", "listen", door.public.Addr().String())
+		}
+		return nil
+	})
+	err = group.Wait()
+	log.Info("cloudcore stops", "err", err)
+	return err
+}
+
+// openIdentity waits for the apiserver: cloudcore may start before it.
+func openIdentity(ctx context.Context, cfg config.Cloud, c *clients, log *slog.Logger) (*identity.Identity, error) {
+	const wait = 2 * time.Second
+	for told := false; ; told = true {
+		self, err := identity.Open(ctx, identity.Options{Client: c.own, DataDir: cfg.DataDir, Hosts: cfg.AdvertiseAddresses, Log: log})
+		if err == nil {
+			return self, nil
+		}
+		if !told {
+			log.Warn("the hub's identity cannot be read from the cluster yet; trying until it can", "err", err)
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("stopped before the cluster answered: %w", err)
+		}
+	}
+}
+
+// hubName names this hub in the annotation of its nodes.
+func hubName(cfg config.Cloud) string {
+	if len(cfg.AdvertiseAddresses) > 0 {
+		return cfg.AdvertiseAddresses[0]
+	}
+	if name, err := os.Hostname(); err == nil {
+		return name
+	}
+	return cfg.Listen
+}
