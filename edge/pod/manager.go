@@ -18,6 +18,7 @@ import (
 	"github.com/holdfast-edge/holdfast/edge/probe"
 	"github.com/holdfast-edge/holdfast/edge/runtime"
 	"github.com/holdfast-edge/holdfast/edge/store"
+	"github.com/holdfast-edge/holdfast/edge/volume"
 )
 
 // Runtime is what is asked of edge/runtime.
@@ -41,7 +42,8 @@ type Runtime interface {
 // Volumes is what is asked of edge/volume.
 type Volumes interface {
 	Mount(ctx context.Context, p *corev1.Pod, podIPs []string) (map[string]string, error)
-	Refresh(ctx context.Context, p *corev1.Pod, podIPs []string) (changed bool, err error)
+	Refresh(ctx context.Context, p *corev1.Pod) (changed bool, err error) // p's status names its addresses
+	ContainerMounts(ctx context.Context, p *corev1.Pod, c *corev1.Container, expand func(string) (string, error)) ([]volume.Mount, error)
 	Unmount(ctx context.Context, uid string) error
 }
 
@@ -82,6 +84,7 @@ type Manager struct {
 	images *images
 	events *events
 	probes *probe.Prober
+	fields fieldTable
 	ctx    context.Context // of Run: what workers do ends with it
 	tasks  sync.WaitGroup  // workers' turns and actions
 

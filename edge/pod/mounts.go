@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -82,26 +83,88 @@ func envRefers(c *corev1.Container, secret bool, name string) bool {
 	return false
 }
 
+// addressed is the pod with the addresses in its status that the downward API shows.
+func addressed(p *corev1.Pod, podIPs, hostIPs []string) *corev1.Pod {
+	q := *p
+	q.Status.PodIPs, q.Status.HostIPs = nil, nil
+	for i, ip := range podIPs {
+		if i == 0 {
+			q.Status.PodIP = ip
+		}
+		q.Status.PodIPs = append(q.Status.PodIPs, corev1.PodIP{IP: ip})
+	}
+	for i, ip := range hostIPs {
+		if i == 0 {
+			q.Status.HostIP = ip
+		}
+		q.Status.HostIPs = append(q.Status.HostIPs, corev1.HostIP{IP: ip})
+	}
+	return &q
+}
+
 // refresh brings the volumes of a running pod up to date with what they show.
 func (w *worker) refresh(ctx context.Context) {
 	if w.record.Ending != nil || w.record.Memory.Outcome != nil || w.sandbox() == nil {
 		return
 	}
-	p, ips := w.pod, w.podIPs()
-	if _, err := w.m.o.Volumes.Refresh(ctx, p, ips); err != nil && ctx.Err() == nil {
+	p := addressed(w.pod, w.podIPs(), w.m.o.HostIPs())
+	if _, err := w.m.o.Volumes.Refresh(ctx, p); err != nil && ctx.Err() == nil {
 		w.log.Warn("pod's volumes cannot be brought up to date", "err", err)
+	}
+	w.planTokens(ctx)
+}
+
+// planTokens decides when the pod's tokens are looked at again.
+func (w *worker) planTokens(ctx context.Context) {
+	w.tokensDue = 0
+	if w.m.o.Tokens == nil || w.sandbox() == nil || w.record.Ending != nil || w.record.Memory.Outcome != nil {
+		return
+	}
+	d, err := w.m.o.Tokens.Due(ctx, w.pod)
+	if err != nil {
+		d = time.Minute
+	}
+	if d > 0 {
+		w.tokensDue = w.m.clock.Mono() + d
+	}
+}
+
+// renew refreshes the volumes when a token wants it.
+func (w *worker) renew(ctx context.Context) {
+	switch {
+	case w.tokensDue == 0 && projectsTokens(w.pod):
+		w.planTokens(ctx)
+	case w.tokensDue > 0 && w.m.clock.Mono() >= w.tokensDue:
+		w.refresh(ctx)
 	}
 }
 
 // mounts are the container's.
-func (m *Manager) mounts(ctx context.Context, p *corev1.Pod, c *corev1.Container, vars map[string]string, ips []string) ([]runtime.Mount, error) {
-	paths, err := m.o.Volumes.Mount(ctx, p, ips)
+func (m *Manager) mounts(ctx context.Context, p *corev1.Pod, c *corev1.Container, vars map[string]string) ([]runtime.Mount, error) {
+	if len(c.VolumeMounts) == 0 {
+		return nil, nil
+	}
+	expanded := func(s string) (string, error) {
+		unknown := ""
+		out := expand(s, func(name string) (string, bool) {
+			v, ok := vars[name]
+			if !ok {
+				unknown = name
+			}
+			return v, ok
+		})
+		if unknown != "" {
+			return "", configErrorf("subPathExpr %q: there is no environment variable %s", s, unknown)
+		}
+		return out, nil
+	}
+	mounts, err := m.o.Volumes.ContainerMounts(ctx, p, c, expanded)
 	if err != nil {
 		return nil, err
 	}
-	var list []runtime.Mount
-	for _, v := range c.VolumeMounts {
-		list = append(list, runtime.Mount{HostPath: paths[v.Name], ContainerPath: v.MountPath, ReadOnly: v.ReadOnly})
+	list := make([]runtime.Mount, len(mounts))
+	for i, v := range mounts {
+		list[i] = runtime.Mount(v)
 	}
 	return list, nil
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/holdfast-edge/holdfast/common/wire"
 	"github.com/holdfast-edge/holdfast/edge/runtime"
 	"github.com/holdfast-edge/holdfast/edge/store"
+	"github.com/holdfast-edge/holdfast/edge/volume"
 	"github.com/holdfast-edge/holdfast/tests/rig"
 	"github.com/holdfast-edge/holdfast/tests/rig/image"
 )
@@ -35,6 +37,18 @@ type node struct {
 	manager    *Manager
 	cancel     context.CancelFunc
 	ended      chan error
+	online     atomic.Bool
+	asked      atomic.Int32 // tokens
+}
+
+// askToken plays the hub.
+func (n *node) askToken(_ context.Context, ask *wire.TokenAsk) (*wire.TokenAnswer, error) {
+	if !n.online.Load() {
+		return nil, errors.New("offline")
+	}
+	i := n.asked.Add(1)
+	return &wire.TokenAnswer{Code: wire.ResultCode_RESULT_ACCEPTED, Token: fmt.Sprintf("token-%d-%s-%v", i, ask.ServiceAccount, ask.Audiences),
+		ExpiresUnix: time.Now().Add(time.Hour).Unix(), HubTimeUnixMs: time.Now().UnixMilli()}, nil
 }
 
 func newNode(t *testing.T) *node {
@@ -80,8 +94,13 @@ func (n *node) start() {
 	var err error
 	n.runtime, err = runtime.Dial(n.t.Context(), n.containerd.Endpoint(), log)
 	must(n.t, err)
+	clock, err := NewClock(nil)
+	must(n.t, err)
+	tokens := NewTokens(n.store, n.askToken, clock)
 	n.manager, err = New(Options{
-		Store: n.store, Runtime: n.runtime, Volumes: noVolumes{}, Log: log, NodeName: "edge-1", DataDir: n.dir,
+		Store: n.store, Runtime: n.runtime, Log: log, Clock: clock, Tokens: tokens,
+		Volumes: volume.New(filepath.Join(n.dir, "pods"), sources{n.store, tokens}, log),
+		Online:  n.online.Load, NodeName: "edge-1", DataDir: n.dir,
 		PodLogsDir: filepath.Join(n.dir, "logs"), HostIPs: func() []string { return []string{"192.0.2.11"} },
 		Cgroups: rigCgroups{n.containerd.CgroupParent()},
 	})
@@ -111,13 +130,16 @@ func (w testWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-type noVolumes struct{}
-
-func (noVolumes) Mount(context.Context, *corev1.Pod, []string) (map[string]string, error) {
-	return nil, nil
+// sources is where volumes get their contents.
+type sources struct {
+	*store.Store
+	*Tokens
 }
-func (noVolumes) Refresh(context.Context, *corev1.Pod, []string) (bool, error) { return false, nil }
-func (noVolumes) Unmount(context.Context, string) error                        { return nil }
+
+// Tokens has a method of the same name as one of the store's; volumes want this one.
+func (s sources) Token(ctx context.Context, p *corev1.Pod, want *corev1.ServiceAccountTokenProjection) (string, error) {
+	return s.Tokens.Token(ctx, p, want)
+}
 
 type rigCgroups struct{ root string }
 

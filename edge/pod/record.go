@@ -38,6 +38,8 @@ type record struct {
 	// Last holds how containers last ended.
 	Last   map[string]corev1.ContainerStateTerminated `json:"last,omitempty"`
 	Ending *plan.Ending                               `json:"ending,omitempty"`
+	// Told is the generation of which was told what is not honoured.
+	Told int64 `json:"told,omitempty"`
 	// Grace is what a pod gets that vanished from the store, in seconds.
 	Grace int64 `json:"grace"`
 	// Sidecars are named so that such a pod's containers stop in their order.

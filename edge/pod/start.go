@@ -160,7 +160,7 @@ func (s *start) spec(ctx context.Context, image string) (runtime.ContainerSpec, 
 	if spec.EtcHosts, err = s.m.etcHosts(s.uid, s.pod, s.ips); err != nil {
 		return spec, err
 	}
-	if spec.Mounts, err = s.m.mounts(ctx, s.pod, s.c, values, s.ips); err != nil {
+	if spec.Mounts, err = s.m.mounts(ctx, addressed(s.pod, s.ips, s.at.hostIPs), s.c, values); err != nil {
 		return spec, err
 	}
 	return spec, nil

@@ -172,8 +172,9 @@ func (w *worker) turn(ctx context.Context, in inbox) {
 	if !w.observe(ctx) {
 		return
 	}
-	w.judge(ctx)
-	p := plan.For(w.input())
+	w.judge()
+	w.renew(ctx)
+	p := w.plan()
 	for _, a := range p.Actions {
 		w.begin(ctx, a)
 	}
@@ -495,10 +496,15 @@ func (w *worker) input() plan.Input {
 		left := time.Duration(*s)*time.Second - w.record.Ran
 		in.Deadline = max(w.record.Since+left, 1)
 	}
-	if w.refused != nil && in.Ending == nil && in.Memory.Outcome == nil {
-		in.Memory.Outcome = &plan.Outcome{Phase: corev1.PodFailed, Reason: w.refused.Reason, Message: w.refused.Message}
-	}
 	return in
+}
+
+// plan asks what to do. A pod that is refused waits until it is changed or goes.
+func (w *worker) plan() plan.Plan {
+	if w.refused != nil && w.record.Ending == nil {
+		return plan.Plan{}
+	}
+	return plan.For(w.input())
 }
 
 func planState(s runtime.State) plan.State {

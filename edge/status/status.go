@@ -81,9 +81,10 @@ func Of(in Input) corev1.PodStatus {
 		s.PodIPs = append(s.PodIPs, corev1.PodIP{IP: ip})
 	}
 	if in.Refused != nil {
-		s.Phase, s.Reason, s.Message = corev1.PodFailed, in.Refused.Reason, in.Refused.Message
-		s.Conditions = conditions(in, &s)
-		return s
+		in.Waiting = map[string]Waiting{}
+		for i := range in.Pod.Spec.Containers {
+			in.Waiting[in.Pod.Spec.Containers[i].Name] = *in.Refused
+		}
 	}
 	for i := range in.Pod.Spec.InitContainers {
 		s.InitContainerStatuses = append(s.InitContainerStatuses, container(in, &in.Pod.Spec.InitContainers[i], true))
@@ -92,6 +93,9 @@ func Of(in Input) corev1.PodStatus {
 		s.ContainerStatuses = append(s.ContainerStatuses, container(in, &in.Pod.Spec.Containers[i], false))
 	}
 	s.Phase = phase(in, &s)
+	if r := in.Refused; r != nil && s.Phase == corev1.PodPending {
+		s.Reason, s.Message = r.Reason, r.Message
+	}
 	if o := in.Memory.Outcome; o != nil {
 		s.Reason, s.Message = o.Reason, o.Message
 	}
