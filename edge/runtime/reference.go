@@ -42,7 +42,7 @@ func Normalize(ref string) (string, error) {
 		}
 	}
 	registry, path, ok := strings.Cut(name, "/")
-	if !ok || !(strings.ContainsAny(registry, ".:") || registry == "localhost" || strings.ToLower(registry) != registry) {
+	if !ok || !(strings.ContainsAny(registry, ".:") || registry == "localhost") {
 		registry, path = defaultRegistry, name
 	}
 	if registry == "index.docker.io" {
