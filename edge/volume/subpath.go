@@ -149,6 +149,13 @@ func bindSubPath(base, sub, target string, create bool) error {
 	if err := unix.Mount("/proc/self/fd/"+strconv.Itoa(fd), target, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("bind to %s: %w", target, err)
 	}
+	// A bind is a peer of what it shows: unmounting something below one would unmount it below the other, on the node. As
+	// a slave it follows the node's mounts and never leads; shared besides, it still passes on what a container mounts.
+	for _, flags := range []uintptr{unix.MS_SLAVE | unix.MS_REC, unix.MS_SHARED | unix.MS_REC} {
+		if err := unix.Mount("", target, "", flags, ""); err != nil {
+			return errors.Join(fmt.Errorf("bind to %s: propagation: %w", target, err), unmountAll(target))
+		}
+	}
 	return nil
 }
 
