@@ -204,10 +204,13 @@ func hubTime(ctx context.Context, hub, caHash string) (time.Time, error) {
 	}
 	config := &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots}
 	answer, err := getHealth(ctx, hub, config)
-	if at, ok := pki.TimeInside(err, roots, host, time.Now()); ok {
+	if err != nil {
 		// The clock that is in question must not keep the hub from being believed.
-		config.Time = func() time.Time { return at }
-		answer, err = getHealth(ctx, hub, config)
+		var at time.Time
+		if at, err = pki.TimeInside(err, roots, host, time.Now()); err == nil {
+			config.Time = func() time.Time { return at }
+			answer, err = getHealth(ctx, hub, config)
+		}
 	}
 	if err != nil {
 		return time.Time{}, err

@@ -14,8 +14,11 @@ import (
 // time nearest to now at which it is valid. A second handshake with that time
 // (tls.Config.Time) then verifies all there is to verify but the dates. In every
 // other case it returns an error: what else is wrong with the certificate, or
-// the handshake's own. keps/0007-a-wrong-clock.md says what this gives up.
+// the handshake's own (after one that did not fail, now). keps/0007-a-wrong-clock.md says what this gives up.
 func TimeInside(handshake error, roots *x509.CertPool, serverName string, now time.Time) (time.Time, error) {
+	if handshake == nil {
+		return now, nil
+	}
 	var failed *tls.CertificateVerificationError
 	if !errors.As(handshake, &failed) || len(failed.UnverifiedCertificates) == 0 {
 		return time.Time{}, handshake
