@@ -105,9 +105,9 @@ func (e *engine) runPods(ctx context.Context, rt *runtime.Runtime) error {
 		}
 		driver = info.CgroupDriver
 	}
-	volumes := volume.New(filepath.Join(e.cfg.DataDir, "pods"), sources{e.store, e.tokens})
+	mounts := volume.New(filepath.Join(e.cfg.DataDir, "pods"), sources{e.store, e.tokens}, e.log)
 	manager, err := pod.New(pod.Options{
-		Store: e.store, Runtime: rt, Volumes: volumes, Tokens: e.tokens, Clock: e.clock, Log: e.log,
+		Store: e.store, Runtime: rt, Volumes: mounts, Tokens: e.tokens, Clock: e.clock, Log: e.log,
 		Cgroups:  cgroups{root: e.cfg.CgroupRoot, driver: driver},
 		NodeName: e.cfg.NodeName, HostIPs: e.node.HostIPs, Capacity: e.node.Capacity,
 		Online:  func() bool { return e.line.State().Connected },
