@@ -49,8 +49,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	s, err := prepare(ctx, o)
 	if err != nil {
-		return err
+		return unlessAsked(ctx, err)
 	}
-	defer s.release()
 	return s.serve(ctx, stdout)
 }

@@ -154,24 +154,24 @@ func listen(ctx context.Context, address string) (net.Listener, error) {
 
 // serve runs all parts until ctx ends or one of them fails, and stops them in the reverse order:
 // the apiserver outlives its clients, the database outlives the apiserver.
+//
+// A start that is cut short ends at once instead: Kubernetes' parts cannot be stopped in order
+// before they have come up, and the database bears it as it bears a power cut.
 func (s *plane) serve(ctx context.Context, stdout io.Writer) error {
-	failed := make(chan error, 4)
+	failed := make(chan error, 3)
 	server := start(failed, s.parts.RunAPIServer)
+	if err := s.whenReady(ctx, failed, "/readyz of the apiserver", apiserverReady); err != nil {
+		return unlessAsked(ctx, err)
+	}
+	manager := start(failed, s.parts.RunControllerManager)
+	scheduler := start(failed, s.parts.RunScheduler)
+	if err := s.whenReady(ctx, failed, "the service account default/default", accountReady); err != nil {
+		return unlessAsked(ctx, err)
+	}
+	defer s.release()
 	defer server.stop()
-	err := s.whenReady(ctx, failed, "/readyz of the apiserver", apiserverReady)
-	if err == nil {
-		manager := start(failed, s.parts.RunControllerManager)
-		defer manager.stop()
-		scheduler := start(failed, s.parts.RunScheduler)
-		defer scheduler.stop()
-		err = s.whenReady(ctx, failed, "the service account default/default", accountReady)
-	}
-	if err != nil {
-		if ctx.Err() != nil {
-			return nil // asked to stop while it started
-		}
-		return err
-	}
+	defer manager.stop()
+	defer scheduler.stop()
 	if _, err := fmt.Fprintf(stdout, "ready: %s, kubeconfig %s\n", s.url, s.kubeconfig); err != nil {
 		slog.Warn("cannot say on the standard output that the control plane is ready", "error", err)
 	}
@@ -183,6 +183,14 @@ func (s *plane) serve(ctx context.Context, stdout io.Writer) error {
 	case err := <-s.store.Done():
 		return fmt.Errorf("the database's socket %s stopped: %w", socketName, err)
 	}
+}
+
+// unlessAsked drops the error of a start that was cut short on request.
+func unlessAsked(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
 }
 
 // release closes the database and gives the data directory back.
@@ -307,7 +315,7 @@ func reachAt(o options) reached {
 // that is not loopback, or else loopback.
 func outwardAddress() net.IP {
 	// Connecting a UDP socket sends nothing; the kernel only chooses the route.
-	if conn, err := net.Dial("udp4", "192.0.2.1:9"); err == nil {
+	if conn, err := net.Dial("udp4", "198.51.100.1:9"); err == nil {
 		defer conn.Close()
 		return conn.LocalAddr().(*net.UDPAddr).IP
 	}

@@ -17,11 +17,13 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -321,6 +323,36 @@ func TestKillLosesNothingThatWasAcknowledged(t *testing.T) {
 	if readFile(t, filepath.Join(dir, "pki", "ca.crt")) != authority {
 		t.Error("a restart made another certificate authority")
 	}
+}
+
+func TestStopDuringTheFirstStartLosesNothing(t *testing.T) {
+	dir := t.TempDir()
+	var said lines
+	cmd := exec.Command(binary(t), "--data-dir", dir, "--listen", "127.0.0.1:0")
+	cmd.Stdout, cmd.Stderr = &said, &said
+	ended := launch(t, cmd)
+	t.Cleanup(func() {
+		// When all went well it has ended long ago.
+		_ = cmd.Process.Kill()
+		<-ended
+	})
+	// The socket is the last thing that is made before Kubernetes' parts start.
+	eventually(t, "the database's socket", func(context.Context) error {
+		_, err := os.Stat(filepath.Join(dir, "kine.sock"))
+		return err
+	})
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-ended:
+	case <-time.After(patience):
+		t.Fatalf("control plane does not end; it said:\n%s", &said)
+	}
+	if code := cmd.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("control plane ended with %v, want exit code 0; it said:\n%s", cmd.ProcessState, &said)
+	}
+	start(t, dir)
 }
 
 func TestRefusals(t *testing.T) {
