@@ -166,7 +166,7 @@ func (n *Node) Run(ctx context.Context) error {
 	force := false
 	for {
 		if err := n.look(ctx, force); err != nil && ctx.Err() == nil {
-			n.o.Log.Error("the node's status could not be stored; it is tried again", "node", n.o.Name, "err", err)
+			n.o.Log.Error("the node's status could not be stored; it is tried again", "err", err)
 			n.reported = nil
 		}
 		force = false
@@ -190,7 +190,7 @@ func (n *Node) Run(ctx context.Context) error {
 				return fmt.Errorf("node %s: %w", n.o.Name, store.ErrClosed)
 			}
 			if c.Kind == wire.Kind_KIND_NODE && c.Deleted && c.Name == n.o.Name {
-				n.o.Log.Warn("the Node object was deleted in the cluster; the node registers again", "node", n.o.Name)
+				n.o.Log.Warn("the Node object was deleted in the cluster; the node registers again")
 				force = true
 			}
 		}
@@ -230,7 +230,7 @@ func (n *Node) look(ctx context.Context, force bool) error {
 	n.mu.Unlock()
 	if n.reported == nil || !hadBefore || before.Status != ready.Status || before.Reason != ready.Reason {
 		n.o.Log.Info("the node is "+map[bool]string{true: "ready", false: "not ready"}[ready.Status == corev1.ConditionTrue],
-			"node", n.o.Name, "reason", ready.Reason, "message", ready.Message)
+			"reason", ready.Reason, "message", ready.Message)
 	}
 	node := n.object(s, judged, hostIP)
 	if !force && n.reported != nil && !visiblyChanged(n.reported, node) {

@@ -26,6 +26,7 @@ func (s *Store) keepCopies() {
 		case <-timer.C:
 		}
 		timer.Reset(s.opts.CopyEvery)
+		s.keepReserve()
 		at := s.changes.Load()
 		if !first && at == copied {
 			continue

@@ -28,6 +28,7 @@ func (s *Store) PutReport(ctx context.Context, r Report) error {
 	}
 	var dropped int64
 	err := s.write(ctx, func(tx *gorm.DB) error {
+		dropped = 0
 		if r.Key != "" {
 			if err := tx.Where("kind = ? AND key = ?", int32(r.Kind), r.Key).Delete(&outboxRow{}).Error; err != nil {
 				return err
@@ -45,7 +46,9 @@ func (s *Store) PutReport(ctx context.Context, r Report) error {
 			return res.Error
 		}
 		dropped = res.RowsAffected
-		return putMeta(tx, metaEventsDropped, []byte(strconv.FormatUint(s.dropped.Load()+uint64(dropped), 10)))
+		return tx.Exec("INSERT INTO meta (key, value) VALUES (?, CAST(? AS BLOB)) "+
+			"ON CONFLICT (key) DO UPDATE SET value = CAST(CAST(value AS INTEGER) + ? AS BLOB)",
+			metaEventsDropped, strconv.FormatInt(dropped, 10), dropped).Error
 	})
 	if err != nil {
 		return fmt.Errorf("store a report (%s %s): %w", r.Kind, r.Key, err)
@@ -111,14 +114,14 @@ func reportOf(r outboxRow) *wire.Report {
 	return &wire.Report{Id: r.ID, Kind: wire.ReportKind(r.Kind), Payload: r.Payload}
 }
 
-// Settle forgets a report that the hub accepted or refused for good. A report
-// that replaced it meanwhile has another id and stays.
-func (s *Store) Settle(ctx context.Context, id uint64) error {
+// Settle forgets reports that the hub accepted or refused for good. A report that
+// replaced one of them meanwhile has another id and stays.
+func (s *Store) Settle(ctx context.Context, ids ...uint64) error {
 	err := s.write(ctx, func(tx *gorm.DB) error {
-		return tx.Where("id = ?", id).Delete(&outboxRow{}).Error
+		return tx.Where("id IN ?", ids).Delete(&outboxRow{}).Error
 	})
 	if err != nil {
-		return fmt.Errorf("settle report %d: %w", id, err)
+		return fmt.Errorf("settle reports %d: %w", ids, err)
 	}
 	return nil
 }

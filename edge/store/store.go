@@ -68,8 +68,10 @@ type Store struct {
 	subMu sync.Mutex
 	subs  map[*subscription]struct{}
 
+	writes    chan writeRequest
 	closeOnce sync.Once
-	closed    chan struct{}
+	closed    chan struct{} // Close was called
+	stopped   chan struct{} // the writer has ended
 	copier    sync.WaitGroup
 }
 
@@ -102,11 +104,19 @@ func Open(path string, o Options) (*Store, error) {
 		path: path, log: o.Log, opts: o,
 		outboxCh: make(chan struct{}, 1),
 		subs:     make(map[*subscription]struct{}),
+		writes:   make(chan writeRequest),
 		closed:   make(chan struct{}),
+		stopped:  make(chan struct{}),
 	}
-	if err := s.open(); err != nil {
+	err := s.open()
+	if errors.Is(explain(err), ErrDiskFull) && s.releaseReserve() {
+		s.log.Error("the disk is full: the room kept for this is used to open the node's database; free some", "path", path)
+		err = s.open()
+	}
+	if err != nil {
 		return nil, fmt.Errorf("open the node's database %s: %w", path, explain(err))
 	}
+	go s.writer()
 	s.copier.Add(1)
 	go s.keepCopies()
 	return s, nil
@@ -166,7 +176,7 @@ func (s *Store) load() error {
 		b := make([]byte, 16)
 		rand.Read(b)
 		id = []byte(hex.EncodeToString(b))
-		err = s.SetMeta(ctx, metaStoreID, id)
+		err = putMeta(s.db, metaStoreID, id)
 	}
 	if err != nil {
 		return err
@@ -193,6 +203,7 @@ func (s *Store) Close() error {
 	var err error
 	s.closeOnce.Do(func() {
 		close(s.closed)
+		<-s.stopped
 		s.copier.Wait()
 		s.closeSubscriptions()
 		err = disconnect(s.db)
@@ -260,12 +271,6 @@ func putMeta(tx *gorm.DB, key string, value []byte) error {
 
 // read is a handle for one statement outside a transaction.
 func (s *Store) read(ctx context.Context) *gorm.DB { return s.db.WithContext(ctx) }
-
-// write runs fn in a transaction which is on the disk when write returns nil, and
-// which never was when it returns an error.
-func (s *Store) write(ctx context.Context, fn func(tx *gorm.DB) error) error {
-	return s.explain(s.db.WithContext(ctx).Transaction(fn))
-}
 
 func (s *Store) explain(err error) error {
 	if err == nil {

@@ -199,6 +199,7 @@ type conversation struct {
 	window   *window
 	out      *sender
 	openedAt time.Time
+	settled  []uint64 // answered reports that the store does not know of yet
 
 	lastAsk uint64
 	tokens  map[uint64]chan<- *wire.TokenAnswer
@@ -237,7 +238,11 @@ func (c *conversation) run(ctx context.Context, incoming <-chan received) error 
 	defer welcomeBy.Stop()
 	again := time.NewTimer(0)
 	defer again.Stop()
+	flush := time.NewTicker(settleEvery)
+	flush.Stop()
+	defer func() { c.flush(context.WithoutCancel(ctx)) }()
 	for {
+		waited := len(c.settled) > 0
 		select {
 		case r := <-incoming:
 			if r.err != nil {
@@ -252,6 +257,9 @@ func (c *conversation) run(ctx context.Context, incoming <-chan received) error 
 			}
 		case <-c.u.opts.Store.OutboxChanged():
 		case <-again.C:
+		case <-flush.C:
+			flush.Stop()
+			c.flush(ctx)
 		case a := <-c.askable():
 			c.ask(a)
 		case err := <-c.out.failed:
@@ -262,6 +270,9 @@ func (c *conversation) run(ctx context.Context, incoming <-chan received) error 
 			}
 		case <-ctx.Done():
 			return ctx.Err()
+		}
+		if !waited && len(c.settled) > 0 {
+			flush.Reset(settleEvery)
 		}
 		if err := c.report(ctx, again); err != nil {
 			return err
@@ -338,7 +349,7 @@ func (c *conversation) do(ctx context.Context, a action) ([]action, error) {
 		c.u.update(func(s *State) { s.Synced = true })
 		c.u.log.Info("the hub has sent everything", "session", c.session.id)
 	case a.result != nil:
-		return nil, c.settle(ctx, a.result)
+		c.settle(a.result)
 	case a.token != nil:
 		c.u.clock.learn(ctx, st, a.token.GetHubTimeUnixMs())
 		if answer, ok := c.tokens[a.token.GetId()]; ok {
@@ -404,12 +415,28 @@ func (c *conversation) fill(ctx context.Context) error {
 	return nil
 }
 
-func (c *conversation) settle(ctx context.Context, r *wire.ReportResult) error {
+// settleEvery is how long an answered report may stay in the outbox, so that many
+// answers share one commit. A report that is sent again for this is harmless.
+const settleEvery = 20 * time.Millisecond
+
+func (c *conversation) settle(r *wire.ReportResult) {
 	if !c.window.answer(r.GetId(), r.GetCode(), time.Now()) {
-		return nil
+		return
 	}
 	if r.GetCode() == wire.ResultCode_RESULT_REJECTED {
 		c.u.log.Warn("the hub refused a report for good; it is dropped", "report", r.GetId(), "reason", r.GetMessage(), "session", c.session.id)
 	}
-	return c.u.opts.Store.Settle(ctx, r.GetId())
+	c.settled = append(c.settled, r.GetId())
+}
+
+// flush tells the store what was settled. Where it cannot be told (a full disk),
+// the reports are sent again in a later session.
+func (c *conversation) flush(ctx context.Context) {
+	if len(c.settled) == 0 {
+		return
+	}
+	if err := c.u.opts.Store.Settle(ctx, c.settled...); err != nil && ctx.Err() == nil {
+		c.u.log.Warn("settled reports stay in the outbox and will be sent once more", "session", c.session.id, "err", err)
+	}
+	c.settled = nil
 }
