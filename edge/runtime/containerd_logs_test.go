@@ -212,14 +212,21 @@ func (n *node) pull(t *testing.T) {
 		t.Errorf("a name that cannot be: %v", err)
 	}
 	open.SetDown(true)
-	if _, err := n.rt.Pull(ctx, "open.example.test/team/other:1", nil); !errors.Is(err, runtime.ErrRegistryUnreachable) {
-		t.Errorf("a registry that is down: %v", err)
+	if _, err := n.rt.Pull(ctx, "open.example.test/team/other:1", nil); err == nil || errors.Is(err, runtime.ErrImageNotFound) {
+		t.Errorf("a mirror that is down: %v", err)
+	}
+	// Nothing listens on port 1, neither here nor on the node.
+	if _, err := n.rt.Pull(ctx, "127.0.0.1:1/team/app:1", nil); !errors.Is(err, runtime.ErrRegistryUnreachable) {
+		t.Errorf("a registry that cannot be connected to: %v", err)
 	}
 
 	const guarded = "closed.example.test/team/app:1"
-	if _, err := n.rt.Pull(ctx, guarded, nil); err == nil {
-		t.Error("pulled without credentials")
-	} else { t.Log(err) }
+	if !n.rt.RegistryReachable(ctx, guarded) {
+		t.Error("a registry with a mirror counts as not reachable")
+	}
+	if _, err := n.rt.Pull(ctx, guarded, nil); err == nil || errors.Is(err, runtime.ErrRegistryUnreachable) {
+		t.Errorf("without credentials: %v", err)
+	}
 	wrong := runtime.Auth{Username: "bob", Password: "wrong"}
 	if _, err := n.rt.Pull(ctx, guarded, []runtime.Auth{wrong}); err == nil || strings.Contains(err.Error(), "wrong") {
 		t.Errorf("with a wrong password: %v", err)

@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -154,16 +155,13 @@ func (r *Runtime) RegistryReachable(ctx context.Context, ref string) bool {
 		return false
 	}
 	host := registryOf(full)
-	if exists(filepath.Join(r.certsDir, host, "hosts.toml")) || exists(filepath.Join(r.certsDir, "_default", "hosts.toml")) {
-		return true
-	}
 	r.mu.Lock()
 	known, found := r.registries[host]
 	r.mu.Unlock()
 	if found && time.Now().Before(known.until) {
 		return known.ok
 	}
-	ok := dials(ctx, host)
+	ok := r.hasMirror(ctx, host) || dials(ctx, host)
 	if ctx.Err() != nil {
 		return ok
 	}
@@ -174,6 +172,39 @@ func (r *Runtime) RegistryReachable(ctx context.Context, ref string) bool {
 	r.registries[host] = reach{ok: ok, until: time.Now().Add(reachFor)}
 	r.mu.Unlock()
 	return ok
+}
+
+// hasMirror says whether containerd is configured to ask somebody else for a registry's images.
+func (r *Runtime) hasMirror(ctx context.Context, host string) bool {
+	dirs, other := r.registryConfig(ctx)
+	for _, d := range dirs {
+		for _, h := range []string{host, strings.ReplaceAll(host, ":", "_"), "_default"} {
+			if exists(filepath.Join(d, h, "hosts.toml")) {
+				return true
+			}
+		}
+	}
+	return other
+}
+
+// registryConfig asks the CRI plugin for the directories of its hosts.toml files, and whether it has mirrors of the older
+// kind, in its own configuration. A containerd that does not tell is taken to use the documented place.
+func (r *Runtime) registryConfig(ctx context.Context) (dirs []string, mirrors bool) {
+	dirs = []string{"/etc/containerd/certs.d"}
+	resp, err := r.runtime.Status(ctx, &cri.StatusRequest{Verbose: true})
+	if err != nil {
+		return dirs, false
+	}
+	var cfg struct {
+		Registry struct {
+			ConfigPath string                     `json:"configPath"`
+			Mirrors    map[string]json.RawMessage `json:"mirrors"`
+		} `json:"registry"`
+	}
+	if json.Unmarshal([]byte(resp.Info["config"]), &cfg) == nil && cfg.Registry.ConfigPath != "" {
+		dirs = filepath.SplitList(cfg.Registry.ConfigPath)
+	}
+	return dirs, len(cfg.Registry.Mirrors) > 0
 }
 
 // dials tries the registry's own port, or 443 and then 80, which is where containerd would ask.

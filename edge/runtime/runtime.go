@@ -57,9 +57,8 @@ type Runtime struct {
 	conn           *grpc.ClientConn
 	runtime        cri.RuntimeServiceClient
 	images         cri.ImageServiceClient
-	memoryTotal    int64  // bytes of memory of this node: OOM scores are worked out from it
-	certsDir       string // containerd's registry configuration, which may name mirrors
-	unified        bool   // cgroup v2
+	memoryTotal    int64 // bytes of memory of this node: OOM scores are worked out from it
+	unified        bool  // cgroup v2
 	swapAccounting bool
 
 	mu         sync.Mutex                      // guards the three maps below
@@ -108,7 +107,6 @@ func Dial(ctx context.Context, endpoint string, log *slog.Logger) (*Runtime, err
 		runtime:        cri.NewRuntimeServiceClient(conn),
 		images:         cri.NewImageServiceClient(conn),
 		memoryTotal:    total,
-		certsDir:       "/etc/containerd/certs.d",
 		unified:        tree.unified,
 		swapAccounting: tree.swapAccounting(),
 		containers:     map[string]*cri.ContainerStatus{},

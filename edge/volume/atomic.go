@@ -56,7 +56,11 @@ func writeAtomically(dir string, files map[string]file, o owner) (changed bool, 
 			return false, err
 		}
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	// The way to the volume is for root alone; only the volume itself, which containers see by itself, is open.
+	if err := os.MkdirAll(filepath.Dir(dir), 0o750); err != nil {
+		return false, err
+	}
+	if err := os.Mkdir(dir, 0o750); err != nil && !errors.Is(err, fs.ErrExist) {
 		return false, err
 	}
 	if err := ownDir(dir, o); err != nil {
@@ -95,7 +99,7 @@ func isGeneration(name string) bool {
 }
 
 func validName(name string) error {
-	if name == "" || len(name) > 4096 || !filepath.IsLocal(name) || filepath.Clean(name) != name || strings.HasPrefix(name, "..") || strings.ContainsRune(name, 0) {
+	if name == "" || name == "." || len(name) > 4096 || !filepath.IsLocal(name) || filepath.Clean(name) != name || strings.HasPrefix(name, "..") || strings.ContainsRune(name, 0) {
 		return fmt.Errorf("file name %q must be relative and without ..: %w", name, ErrInvalid)
 	}
 	for _, part := range strings.Split(name, "/") {
