@@ -130,7 +130,7 @@ func (r Request) unreachable(ctx context.Context, err error) error {
 	var noTLS tls.RecordHeaderError
 	var asked *url.Error
 	switch {
-	case errors.As(err, &noTLS):
+	case errors.As(err, &noTLS), errors.Is(err, http.ErrSchemeMismatch):
 		return fmt.Errorf("what answers at %s does not speak TLS: is it the hub's port? %w", r.Hub, err)
 	case ctx.Err() != nil:
 		return fmt.Errorf("the hub at %s cannot be reached (a firewall on the way?): %w", r.Hub, context.Cause(ctx))

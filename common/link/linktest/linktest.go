@@ -60,6 +60,13 @@ func clientCert(t testing.TB, ca *pki.CA, name, group string) tls.Certificate {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return tls.Certificate{Certificate: [][]byte{SignClient(t, ca, &key.PublicKey, name, group)}, PrivateKey: key}
+}
+
+// SignClient signs a client certificate (DER) with any name and group, also such
+// as pki.CA would not.
+func SignClient(t testing.TB, ca *pki.CA, key any, name, group string) []byte {
+	t.Helper()
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
 		SerialNumber: big.NewInt(7),
 		Subject:      pkix.Name{CommonName: name, Organization: []string{group}},
@@ -67,11 +74,11 @@ func clientCert(t testing.TB, ca *pki.CA, name, group string) tls.Certificate {
 		NotAfter:     time.Now().Add(time.Hour),
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	}, ca.Cert, &key.PublicKey, ca.Key)
+	}, ca.Cert, key, ca.Key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+	return der
 }
 
 // ServerTLS is the TLS configuration of a hub for 127.0.0.1 and localhost.
