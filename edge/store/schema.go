@@ -89,6 +89,8 @@ func migrations() []migration {
 				PRIMARY KEY (pod_uid, service_account, audience, expiration_seconds))`,
 			`CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL)`,
 		}},
+		// A status replaces its predecessor without a look at every waiting event.
+		{version: 2, sql: []string{`CREATE INDEX outbox_by_key ON outbox (key, kind)`}},
 	}
 }
 
