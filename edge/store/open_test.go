@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -235,6 +236,43 @@ func TestDamagedCopyIsNoUse(t *testing.T) {
 		if b, err := os.ReadFile(filepath.Join(filepath.Dir(path), name)); err != nil || string(b) != want {
 			t.Errorf("%s holds %q, %v", name, b, err)
 		}
+	}
+}
+
+func TestDamageFoundInUseIsTold(t *testing.T) {
+	ctx := context.Background()
+	path := filepath.Join(t.TempDir(), "store.db")
+	s := openAt(t, path, Options{})
+	must(t, s.Copy(ctx))
+	var objects []*wire.Object
+	for i := range 100 { // more than the page cache holds
+		objects = append(objects, podObject(t, "a", fmt.Sprint("p", i), fmt.Sprint("u", i), strings.Repeat("x", 10000)))
+	}
+	apply(t, s, objects)
+	must(t, s.db.Exec("PRAGMA wal_checkpoint(TRUNCATE)").Error)
+	select {
+	case <-s.Damaged():
+		t.Fatal("a sound database is said to be damaged")
+	default:
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	must(t, err)
+	_, err = f.WriteAt(bytes.Repeat([]byte{0xa5}, 900<<10), 8192)
+	must(t, errors.Join(err, f.Close()))
+	if _, err := s.Inventory(ctx); err == nil {
+		_, err = s.Pods(ctx)
+		if err == nil {
+			t.Fatal("noise was read as pods")
+		}
+	}
+	select {
+	case <-s.Damaged():
+	default:
+		t.Error("the damage was found and not told")
+	}
+	must(t, s.Close())
+	if s = openAt(t, path, Options{}); s.Opened().Recovery == nil || !s.Opened().Recovery.Restored {
+		t.Errorf("opened %+v", s.Opened())
 	}
 }
 

@@ -72,6 +72,8 @@ type Store struct {
 	closeOnce sync.Once
 	closed    chan struct{} // Close was called
 	stopped   chan struct{} // the writer has ended
+	damaged   chan struct{} // closed when SQLite finds the file damaged
+	damage    sync.Once
 	copier    sync.WaitGroup
 }
 
@@ -107,6 +109,7 @@ func Open(path string, o Options) (*Store, error) {
 		writes:   make(chan writeRequest),
 		closed:   make(chan struct{}),
 		stopped:  make(chan struct{}),
+		damaged:  make(chan struct{}),
 	}
 	err := s.open()
 	if errors.Is(explain(err), ErrDiskFull) && s.releaseReserve() {
@@ -272,9 +275,16 @@ func putMeta(tx *gorm.DB, key string, value []byte) error {
 // read is a handle for one statement outside a transaction.
 func (s *Store) read(ctx context.Context) *gorm.DB { return s.db.WithContext(ctx) }
 
+// Damaged is closed when SQLite finds, while in use, that the file is damaged.
+// Whoever runs the store should end then: the next Open restores what it can.
+func (s *Store) Damaged() <-chan struct{} { return s.damaged }
+
 func (s *Store) explain(err error) error {
 	if err == nil {
 		return nil
+	}
+	if damaged(err) {
+		s.damage.Do(func() { close(s.damaged) })
 	}
 	select {
 	case <-s.closed:

@@ -121,6 +121,14 @@ func serve(ctx context.Context, cfg config.Edge) error {
 	group.Go(func() error { return line.Run(ctx) })
 	group.Go(func() error { return watchNetwork(ctx, wake) })
 	group.Go(func() error {
+		select {
+		case <-st.Damaged():
+			return errors.New("the node's database was found damaged: ending, so that the next start sets it aside and restores the last good copy")
+		case <-ctx.Done():
+			return nil
+		}
+	})
+	group.Go(func() error {
 		return localstatus.Serve(ctx, cfg.RunDir, func(ctx context.Context) localstatus.Status { return engine.status(ctx, started) })
 	})
 	if err := notifySystemd("READY=1"); err != nil {
