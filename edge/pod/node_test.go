@@ -54,6 +54,7 @@ func (n *node) askToken(_ context.Context, ask *wire.TokenAsk) (*wire.TokenAnswe
 func newNode(t *testing.T) *node {
 	t.Helper()
 	n := &node{t: t, dir: t.TempDir()}
+	t.Cleanup(n.unmount)
 	netns, err := rig.NewNetns("pod", rig.NetnsOptions{})
 	must(t, err)
 	t.Cleanup(func() { must(t, netns.Close()) })
@@ -85,6 +86,20 @@ func tail(b []byte) []byte {
 		return b[len(b)-20_000:]
 	}
 	return b
+}
+
+// unmount takes away what volumes have mounted, once nothing runs any more.
+func (n *node) unmount() {
+	pods, err := os.ReadDir(filepath.Join(n.dir, "pods"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		n.t.Error(err)
+	}
+	volumes := volume.New(filepath.Join(n.dir, "pods"), nil, nil)
+	for _, p := range pods {
+		if err := volumes.Unmount(context.Background(), p.Name()); err != nil {
+			n.t.Error(err)
+		}
+	}
 }
 
 // start starts the manager as edgecore does when it comes up.

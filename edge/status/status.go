@@ -301,6 +301,9 @@ func phase(in Input, s *corev1.PodStatus) corev1.PodPhase {
 	if before == corev1.PodRunning {
 		return before
 	}
+	if waits == 0 && ran > 0 {
+		return corev1.PodRunning // everything has run before, if only before a reboot
+	}
 	if in.Memory.Outcome != nil && ran > 0 {
 		return corev1.PodRunning
 	}
