@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -69,6 +70,57 @@ func TestClusterSurvivesKillAndRestart(t *testing.T) {
 	}
 	if config.Host != url {
 		t.Errorf("the kubeconfig leads to %s, the cluster is at %s", config.Host, url)
+	}
+}
+
+func TestSilentNodeTurnsNotReadyAfterTheGracePeriod(t *testing.T) {
+	ctx := bounded(t)
+	entered := false
+	c, err := Start(ctx, Options{Dir: t.TempDir(), GracePeriod: 4 * time.Second, Log: t.Output(), Enter: func(cmd *exec.Cmd) {
+		// As `ip netns exec` does: another program first, which becomes the control plane.
+		entered = true
+		cmd.Args = append([]string{"env", cmd.Path}, cmd.Args[1:]...)
+		if cmd.Path, cmd.Err = exec.LookPath("env"); cmd.Err != nil {
+			t.Error(cmd.Err)
+		}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Kill(); err != nil {
+			t.Error(err)
+		}
+	})
+	if !entered {
+		t.Error("Enter was not called")
+	}
+	now := metav1.Now()
+	nodes := c.Client().CoreV1().Nodes()
+	_, err = nodes.Create(ctx, &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: "silent"},
+		Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{
+			Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: now, LastTransitionTime: now, Reason: "KubeletReady",
+		}}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tick := time.NewTicker(pollInterval)
+	defer tick.Stop()
+	for {
+		node, err := nodes.Get(ctx, "silent", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(node.Status.Conditions) > 0 && node.Status.Conditions[0].Status == corev1.ConditionUnknown {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatalf("node silent has conditions %v, want Ready Unknown", node.Status.Conditions)
+		}
 	}
 }
 
