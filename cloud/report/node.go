@@ -227,11 +227,38 @@ func mergeConditions(was, said []corev1.NodeCondition, now time.Time) []corev1.N
 // statusUnknown is the reason that the node lifecycle controller writes.
 const statusUnknown = "NodeStatusUnknown"
 
-// NeedsConditions says that the cluster gave a node up as silent.
+// NeedsConditions says that the cluster gave a node up as silent: a condition
+// which the node has reported reads Unknown. The controller also adds conditions
+// that the node never reported; those stay as they are.
 func NeedsConditions(n *corev1.Node) bool {
-	return slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
-		return c.Status == corev1.ConditionUnknown && (c.Reason == statusUnknown || c.Reason == "NodeStatusNeverUpdated")
+	given := func(c corev1.NodeCondition) bool {
+		return c.Status == corev1.ConditionUnknown && c.Reason == statusUnknown
+	}
+	if !slices.ContainsFunc(n.Status.Conditions, given) {
+		return false
+	}
+	last, err := keptConditions(n)
+	return err == nil && slices.ContainsFunc(last, func(k corev1.NodeCondition) bool {
+		return k.Status != corev1.ConditionUnknown &&
+			slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool { return c.Type == k.Type && given(c) })
 	})
+}
+
+// keptConditions are those of the last report, from the Node's annotation.
+func keptConditions(n *corev1.Node) ([]corev1.NodeCondition, error) {
+	text := n.Annotations[roster.AnnotationConditions]
+	if text == "" {
+		return nil, nil
+	}
+	var last []keptCondition
+	if err := json.Unmarshal([]byte(text), &last); err != nil {
+		return nil, fmt.Errorf("annotation %s of node %s: %w", roster.AnnotationConditions, n.Name, err)
+	}
+	said := make([]corev1.NodeCondition, len(last))
+	for i, c := range last {
+		said[i] = corev1.NodeCondition{Type: c.Type, Status: c.Status, Reason: c.Reason, Message: c.Message}
+	}
+	return said, nil
 }
 
 // NodeReady says that the cluster holds a node for ready.
@@ -251,17 +278,9 @@ func (w *Writer) RestoreNode(ctx context.Context, name string) error {
 			if err != nil {
 				return fmt.Errorf("read node %s: %w", name, err)
 			}
-			kept := n.Annotations[roster.AnnotationConditions]
-			if kept == "" || !NeedsConditions(n) {
-				return nil
-			}
-			var last []keptCondition
-			if err := json.Unmarshal([]byte(kept), &last); err != nil {
-				return fmt.Errorf("annotation %s of node %s: %w", roster.AnnotationConditions, name, err)
-			}
-			var said []corev1.NodeCondition
-			for _, c := range last {
-				said = append(said, corev1.NodeCondition{Type: c.Type, Status: c.Status, Reason: c.Reason, Message: c.Message})
+			said, err := keptConditions(n)
+			if err != nil || !NeedsConditions(n) {
+				return err
 			}
 			n.Status.Conditions = mergeConditions(n.Status.Conditions, said, w.now())
 			if _, err := w.asNode.CoreV1().Nodes().UpdateStatus(as(ctx, name), n, metav1.UpdateOptions{}); err != nil {
