@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -102,16 +103,77 @@ func (w *worker) markSandbox(id string) {
 	w.publish()
 }
 
-// idle runs what can wait when the node is not busy starting containers.
+// idle runs what can wait when the node is not busy starting pods.
 func (m *Manager) idle(ctx context.Context, a plan.Action, f func() error) error {
 	if a.Idle {
-		// Behind every start that is queued: semaphores serve in turn.
-		if err := m.slots.Acquire(ctx, int64(m.o.Parallel)); err != nil {
+		if err := m.starts.quiet(ctx); err != nil {
 			return err
 		}
-		m.slots.Release(int64(m.o.Parallel))
 	}
 	return f()
+}
+
+// gate counts the starts that wait or are under way; what can wait waits until there are none.
+type gate struct {
+	mu    sync.Mutex
+	count int
+	still chan struct{} // closed when count falls to 0; nil while nobody waits
+}
+
+func (g *gate) enter() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.count++
+}
+
+func (g *gate) leave() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.count--; g.count == 0 && g.still != nil {
+		close(g.still)
+		g.still = nil
+	}
+}
+
+// quiet waits until there are none. A pod that starts again and again cannot hold others' rubbish for ever:
+// there is a limit to the patience.
+func (g *gate) quiet(ctx context.Context) error {
+	limit := time.NewTimer(idlePatience)
+	defer limit.Stop()
+	for {
+		g.mu.Lock()
+		if g.count == 0 {
+			g.mu.Unlock()
+			return nil
+		}
+		if g.still == nil {
+			g.still = make(chan struct{})
+		}
+		still := g.still
+		g.mu.Unlock()
+		select {
+		case <-still:
+		case <-limit.C:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+const idlePatience = time.Minute
+
+// slot waits for its turn to start something; the function that it returns gives the slot back.
+func (m *Manager) slot(ctx context.Context) (func(), error) {
+	m.starts.enter()
+	if err := m.slots.Acquire(ctx, 1); err != nil {
+		m.starts.leave()
+		return nil, err
+	}
+	return func() {
+		m.slots.Release(1)
+		m.starts.leave()
+	}, nil
 }
 
 // logOf is the log file of a container, "" when it is not known.
@@ -150,10 +212,11 @@ func (m *Manager) sandboxSpec(p *corev1.Pod, attempt uint32) runtime.SandboxSpec
 // startSandbox mounts the pod's volumes, makes its cgroup and its sandbox.
 func (m *Manager) startSandbox(ctx context.Context, uid string, p *corev1.Pod, a plan.Action) outcome {
 	id, err := func() (string, error) {
-		if err := m.slots.Acquire(ctx, 1); err != nil {
+		release, err := m.slot(ctx)
+		if err != nil {
 			return "", err
 		}
-		defer m.slots.Release(1)
+		defer release()
 		if err := os.MkdirAll(m.dir(uid), 0o750); err != nil {
 			return "", fmt.Errorf("directory of pod %s/%s: %w", p.Namespace, p.Name, err)
 		}

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -62,22 +63,30 @@ func (e *events) run(ctx context.Context) {
 	}
 }
 
+// flush stores what is pending, several at a time: writes that wait together share one commit.
 func (e *events) flush() {
+	var writes errgroup.Group
+	writes.SetLimit(16)
 	for {
 		e.mu.Lock()
 		if len(e.order) == 0 {
 			e.mu.Unlock()
-			return
+			break
 		}
 		name := e.order[0]
 		e.order = e.order[1:]
 		b := e.pending[name]
 		delete(e.pending, name)
 		e.mu.Unlock()
-		if err := e.store.PutReport(context.Background(), store.Report{Kind: wire.ReportKind_REPORT_EVENT, Key: name, Payload: b}); err != nil {
-			e.log.Warn("event cannot be stored", "event", name, "err", err)
-		}
+		writes.Go(func() error {
+			err := e.store.PutReport(context.Background(), store.Report{Kind: wire.ReportKind_REPORT_EVENT, Key: name, Payload: b})
+			if err != nil {
+				e.log.Warn("event cannot be stored", "event", name, "err", err)
+			}
+			return nil
+		})
 	}
+	writes.Wait()
 }
 
 // pod reports an event of the pod as a whole.

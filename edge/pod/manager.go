@@ -81,6 +81,7 @@ type Manager struct {
 	clock  Clock
 	log    *slog.Logger
 	slots  *semaphore.Weighted
+	starts gate
 	images *images
 	events *events
 	probes *probe.Prober

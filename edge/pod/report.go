@@ -144,6 +144,10 @@ func (w *worker) report(ctx context.Context, p plan.Plan) {
 	if w.pod.Namespace == "" || w.vanished {
 		return
 	}
+	if w.soon(&s) {
+		w.again(reportPatience)
+		return
+	}
 	out := &corev1.Pod{Status: s}
 	out.Namespace, out.Name, out.UID = w.pod.Namespace, w.pod.Name, w.pod.UID
 	b, err := out.Marshal()
@@ -169,6 +173,36 @@ func (w *worker) report(ctx context.Context, p plan.Plan) {
 		}
 	}
 	w.dirty()
+}
+
+// reportPatience is how long a report waits for a better one.
+const reportPatience = 500 * time.Millisecond
+
+// soon tells whether there will be more to say in a moment: between the start of the sandbox and that of the
+// first container only an address is new, and each report is a write to the disk and bytes on the line.
+func (w *worker) soon(s *corev1.PodStatus) bool {
+	now := w.m.clock.Mono()
+	if w.reported == nil || w.reported.Phase != s.Phase || !w.busyStarting() || len(w.hold) > 0 {
+		w.deferred = 0
+		return false
+	}
+	if w.deferred == 0 {
+		w.deferred = now + reportPatience
+	}
+	if now >= w.deferred {
+		w.deferred = 0
+		return false
+	}
+	return true
+}
+
+func (w *worker) busyStarting() bool {
+	for _, f := range w.flights {
+		if f.action.Verb == plan.StartContainer || f.action.Verb == plan.StartSandbox {
+			return true
+		}
+	}
+	return false
 }
 
 // status is the pod's at this moment.

@@ -63,11 +63,12 @@ func (s *start) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.m.slots.Acquire(ctx, 1); err != nil {
+	release, err := s.m.slot(ctx)
+	if err != nil {
 		return err
 	}
 	err = s.launch(ctx, image)
-	s.m.slots.Release(1)
+	release()
 	if err != nil {
 		return err
 	}

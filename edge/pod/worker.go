@@ -72,6 +72,7 @@ type worker struct {
 	retry     time.Duration // of observing
 	saveAt    time.Duration // when the record is written though nothing depends on it
 	againAt   time.Duration
+	deferred  time.Duration // until when a report waits for a better one; 0: none does
 }
 
 // view is what others may read of a worker.
