@@ -1,6 +1,7 @@
 package scene
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -71,15 +73,21 @@ func (s *Scene) Reported(pod, reason string) string {
 	return message
 }
 
-// Holdfast runs the command on a node and returns what it printed and its exit code.
+// Holdfast runs the command on a node and returns what it printed and its exit
+// code. A command that has not ended after Patience is ended, and fails the test.
 func (s *Scene) Holdfast(n *world.Node, args ...string) (string, int) {
 	s.Helper()
 	cmd := n.Netns.Command(filepath.Join(s.World.Bin, "holdfast"), args...)
-	out, err := cmd.CombinedOutput()
-	if err != nil && cmd.ProcessState == nil {
-		s.Fatal(err)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd.WaitDelay = 2 * time.Second
+	s.Must(cmd.Start())
+	late := time.AfterFunc(Patience, func() { _ = cmd.Process.Kill() })
+	err := cmd.Wait()
+	if !late.Stop() {
+		s.Fatalf("holdfast %s has not ended within %s: %v; it printed:\n%s", strings.Join(args, " "), Patience, err, out.String())
 	}
-	return string(out), cmd.ProcessState.ExitCode()
+	return out.String(), cmd.ProcessState.ExitCode()
 }
 
 // Refused checks that a command failed with exit code 1 and said every one of words.
