@@ -61,6 +61,9 @@ var errRejected = errors.New("rejected")
 // errNothingLeft marks a report about something that is gone.
 var errNothingLeft = errors.New("nothing is left to say")
 
+// errNotYet marks a refusal that time may mend.
+var errNotYet = errors.New("refused for now")
+
 // Subject names what a report is about. Reports about the same subject are to
 // be written in their order, others may overtake each other.
 func Subject(r *wire.Report) string {
@@ -90,6 +93,12 @@ func (w *Writer) Write(ctx context.Context, node string, r *wire.Report) *wire.R
 		note, err = w.write(ctx, node, r)
 		return err
 	})
+	if apierrors.IsForbidden(err) && r.GetKind() != wire.ReportKind_REPORT_EVENT {
+		// What a node says of itself and of its pods is its own to say. An
+		// apiserver that has just started refuses it until its caches are full.
+		w.log.Warn("the apiserver refuses a report for now", "node", node, "kind", r.GetKind().String(), "err", err)
+		err = fmt.Errorf("%w: %w", errNotYet, err)
+	}
 	code, message := result(err)
 	if message == "" {
 		message = note
@@ -136,6 +145,8 @@ func result(err error) (wire.ResultCode, string) {
 	case errors.Is(err, errNothingLeft),
 		apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
 		return wire.ResultCode_RESULT_ACCEPTED, err.Error()
+	case errors.Is(err, errNotYet):
+		return wire.ResultCode_RESULT_RETRY, err.Error()
 	case errors.Is(err, errRejected), apierrors.IsForbidden(err), apierrors.IsInvalid(err), apierrors.IsBadRequest(err),
 		apierrors.IsRequestEntityTooLargeError(err), apierrors.IsMethodNotSupported(err):
 		return wire.ResultCode_RESULT_REJECTED, err.Error()

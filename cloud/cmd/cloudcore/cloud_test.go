@@ -135,12 +135,17 @@ func (p *place) inSync(t *testing.T) {
 		got := p.get(t, "still")
 		return got.Annotations[roster.AnnotationTolerations] != "" && got.Generation == e.Pod("pod/default/still").Generation
 	})
-	e.Disconnect()
-	e.Connect()
-	e.Wait("Welcome", func(s edgetest.Seen) bool { return s.Welcome != nil })
-	s := e.Seen()
-	if !s.Welcome.InSync || s.Asked || len(s.Upserts) > 0 || s.Bytes > 200 {
-		t.Errorf("nothing changed, and yet: %v, asked %v, %d upserts, %d bytes", s.Welcome, s.Asked, len(s.Upserts), s.Bytes)
+	// What controllers still do to the fresh node may need a connection or two.
+	var s edgetest.Seen
+	eventually(t, "a reconnect finds everything in sync", func() bool {
+		e.Disconnect()
+		e.Connect()
+		e.Wait("the hub's verdict", func(s edgetest.Seen) bool { return s.Welcome.GetInSync() || s.Synced > 0 })
+		s = e.Seen()
+		return s.Welcome.InSync
+	})
+	if s.Asked || len(s.Upserts) > 0 || s.Bytes > 200 {
+		t.Errorf("nothing changed, and yet: asked %v, %d upserts, %d bytes", s.Asked, len(s.Upserts), s.Bytes)
 	}
 	if s.Welcome.HubTimeUnixMs == 0 {
 		t.Error("no hub time")
@@ -318,16 +323,20 @@ func (p *place) ended(t *testing.T) {
 	if r := e.Report(wire.ReportKind_REPORT_POD_STATUS, running(made)); r.Code != wire.ResultCode_RESULT_REJECTED {
 		t.Errorf("a pod runs again after its end: %v", r)
 	}
-	e.Disconnect()
-	e.Forget()
-	e.Connect()
-	e.Wait("Synced", func(s edgetest.Seen) bool { return s.Synced > 0 })
-	if got := e.Names(); !edgetest.Has("pod/default/service")(e.Objects()) || !edgetest.Lacks("pod/default/job")(e.Objects()) {
-		t.Errorf("after the loss of its database the edge was given %q", got)
-	}
-	e.Disconnect()
-	e.Connect()
-	e.Wait("the short cut in spite of the ended pod", func(s edgetest.Seen) bool { return s.Welcome.GetInSync() })
+	// The hub's caches may be a little behind the apiserver's answer.
+	eventually(t, "an edge without a database is given the service and not the job", func() bool {
+		e.Disconnect()
+		e.Forget()
+		e.Connect()
+		e.Wait("Synced", func(s edgetest.Seen) bool { return s.Synced > 0 })
+		return edgetest.Has("pod/default/service")(e.Objects()) && edgetest.Lacks("pod/default/job")(e.Objects())
+	})
+	eventually(t, "a reconnect takes the short cut in spite of the ended pod", func() bool {
+		e.Disconnect()
+		e.Connect()
+		e.Wait("the hub's verdict", func(s edgetest.Seen) bool { return s.Welcome.GetInSync() || s.Synced > 0 })
+		return e.Seen().Welcome.InSync
+	})
 }
 
 func (p *place) away(t *testing.T) {
@@ -341,14 +350,11 @@ func (p *place) away(t *testing.T) {
 	}
 	p.create(t, pod("new", "till-8"))
 	e.Connect()
-	e.Wait("Synced", func(s edgetest.Seen) bool { return s.Synced > 0 })
-	if !edgetest.Has("pod/default/new", "pod/default/stays")(e.Objects()) || !edgetest.Lacks("pod/default/old")(e.Objects()) {
-		t.Errorf("the edge holds %q", e.Names())
-	}
-	for _, o := range e.Seen().Upserts {
-		if o.Ref.Name == "stays" && o.Ref.Kind == wire.Kind_KIND_POD {
-			t.Log("the pod that stayed was sent again: autonomy had patched it meanwhile")
-		}
+	e.WaitObjects("what is new, without what is gone", func(o map[string]*wire.Object) bool {
+		return edgetest.Has("pod/default/new", "pod/default/stays")(o) && edgetest.Lacks("pod/default/old")(o)
+	})
+	if slices.ContainsFunc(e.Seen().Deletes, func(r *wire.ObjectRef) bool { return r.Name != "old" }) {
+		t.Errorf("deleted at the edge: %v", e.Seen().Deletes)
 	}
 }
 
@@ -386,14 +392,18 @@ func (p *place) apiserverAway(t *testing.T) {
 	}
 	e.WaitObjects("the phantom's deletion", edgetest.Lacks("pod/default/phantom"))
 	e.Wait("Synced", func(s edgetest.Seen) bool { return s.Synced > 0 })
-	if !edgetest.Has("pod/default/steady", "node//till-9")(e.Objects()) {
-		t.Errorf("the edge holds %q", e.Names())
+	if slices.ContainsFunc(e.Seen().Deletes, func(r *wire.ObjectRef) bool { return r.Name != "phantom" }) {
+		t.Errorf("deleted at the edge: %v", e.Seen().Deletes)
 	}
 	p.create(t, pod("after", "till-9"))
 	e.WaitObjects("a pod made after the return", edgetest.Has("pod/default/after"))
-	if r := e.Report(wire.ReportKind_REPORT_POD_STATUS, running(made)); r.Code != wire.ResultCode_RESULT_ACCEPTED {
-		t.Errorf("after the return: %v", r)
-	}
+	eventually(t, "the status is accepted after the return", func() bool {
+		r := e.Report(wire.ReportKind_REPORT_POD_STATUS, running(made))
+		if r.Code == wire.ResultCode_RESULT_REJECTED {
+			t.Fatalf("after the return: %v", r)
+		}
+		return r.Code == wire.ResultCode_RESULT_ACCEPTED
+	})
 }
 
 // silent is the point of it all, in the cloud: what the cluster does about nodes

@@ -38,7 +38,7 @@ import (
 
 const (
 	// gracePeriod is after how long the control plane gives up a silent node.
-	gracePeriod = 24 * time.Second
+	gracePeriod = 40 * time.Second
 	keepAlive   = 8 * time.Second
 )
 
