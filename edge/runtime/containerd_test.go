@@ -248,7 +248,8 @@ func (n *node) info(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if info.Name != "containerd" || info.Version == "" || info.APIVersion != "v1" || !info.Ready || !info.NetworkReady || info.Reason != "" {
+	if info.Name != "containerd" || info.Version == "" || info.APIVersion != "v1" || !info.Ready || !info.NetworkReady || info.Reason != "" ||
+		info.CgroupDriver != "cgroupfs" {
 		t.Errorf("info: %+v", info)
 	}
 	_, err = runtime.Dial(t.Context(), "unix://"+filepath.Join(t.TempDir(), "none.sock"), slog.New(slog.DiscardHandler))

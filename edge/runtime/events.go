@@ -95,12 +95,14 @@ func (r *Runtime) subscribe(ctx context.Context, out chan<- Event, pending *sync
 	}
 	// containerd confirms a subscription with nothing. What ends between the Resync and containerd's own registration of
 	// the subscriber is found by a second Resync shortly after; from then on the stream tells everything.
-	again := time.AfterFunc(500*time.Millisecond, func() { send(ctx, out, Event{Kind: Resync}) })
 	pending.Add(1)
-	defer func() {
-		again.Stop()
-		cancel()
-		pending.Done()
+	go func() {
+		defer pending.Done()
+		select {
+		case <-ctx.Done():
+		case <-time.After(500 * time.Millisecond):
+			send(ctx, out, Event{Kind: Resync})
+		}
 	}()
 	for {
 		env, err := stream.Recv()
@@ -152,10 +154,7 @@ func (r *Runtime) awaitExit(ctx context.Context, id string) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	for wait := 2 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
-		resp, err := r.runtime.ListContainers(ctx, &cri.ListContainersRequest{Filter: &cri.ContainerFilter{Id: id}})
-		// A sandbox is not among the containers; its state follows in the same way, and a reader that comes too early
-		// for it finds its containers ended too.
-		if err != nil || len(resp.Containers) == 0 || resp.Containers[0].State != cri.ContainerState_CONTAINER_RUNNING {
+		if alive, err := r.alive(ctx, id); err != nil || !alive {
 			return
 		}
 		select {
@@ -164,6 +163,19 @@ func (r *Runtime) awaitExit(ctx context.Context, id string) {
 		case <-time.After(wait):
 		}
 	}
+}
+
+// alive says whether CRI counts a container, or a sandbox, as running.
+func (r *Runtime) alive(ctx context.Context, id string) (bool, error) {
+	c, err := r.runtime.ListContainers(ctx, &cri.ListContainersRequest{Filter: &cri.ContainerFilter{Id: id}})
+	if err != nil {
+		return false, err
+	}
+	if len(c.Containers) > 0 {
+		return c.Containers[0].State == cri.ContainerState_CONTAINER_RUNNING, nil
+	}
+	s, err := r.runtime.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{Filter: &cri.PodSandboxFilter{Id: id}})
+	return err == nil && len(s.Items) > 0 && s.Items[0].State == cri.PodSandboxState_SANDBOX_READY, err
 }
 
 func send(ctx context.Context, out chan<- Event, e Event) bool {

@@ -2,7 +2,6 @@ package runtime
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -174,37 +173,26 @@ func (r *Runtime) RegistryReachable(ctx context.Context, ref string) bool {
 	return ok
 }
 
-// hasMirror says whether containerd is configured to ask somebody else for a registry's images.
+// hasMirror says whether containerd is configured to ask somebody else for a registry's images. A containerd that does
+// not tell where its hosts.toml files are is taken to use the documented place.
 func (r *Runtime) hasMirror(ctx context.Context, host string) bool {
-	dirs, other := r.registryConfig(ctx)
+	dirs := []string{"/etc/containerd/certs.d"}
+	cfg := r.pluginConfig(ctx)
+	if cfg.Registry.ConfigPath != "" {
+		dirs = filepath.SplitList(cfg.Registry.ConfigPath)
+	}
+	names := []string{host, "_default"}
+	if h, port, ok := strings.Cut(host, ":"); ok {
+		names = append(names, h+"_"+port+"_")
+	}
 	for _, d := range dirs {
-		for _, h := range []string{host, strings.ReplaceAll(host, ":", "_"), "_default"} {
-			if exists(filepath.Join(d, h, "hosts.toml")) {
+		for _, n := range names {
+			if exists(filepath.Join(d, n, "hosts.toml")) {
 				return true
 			}
 		}
 	}
-	return other
-}
-
-// registryConfig asks the CRI plugin for the directories of its hosts.toml files, and whether it has mirrors of the older
-// kind, in its own configuration. A containerd that does not tell is taken to use the documented place.
-func (r *Runtime) registryConfig(ctx context.Context) (dirs []string, mirrors bool) {
-	dirs = []string{"/etc/containerd/certs.d"}
-	resp, err := r.runtime.Status(ctx, &cri.StatusRequest{Verbose: true})
-	if err != nil {
-		return dirs, false
-	}
-	var cfg struct {
-		Registry struct {
-			ConfigPath string                     `json:"configPath"`
-			Mirrors    map[string]json.RawMessage `json:"mirrors"`
-		} `json:"registry"`
-	}
-	if json.Unmarshal([]byte(resp.Info["config"]), &cfg) == nil && cfg.Registry.ConfigPath != "" {
-		dirs = filepath.SplitList(cfg.Registry.ConfigPath)
-	}
-	return dirs, len(cfg.Registry.Mirrors) > 0
+	return len(cfg.Registry.Mirrors) > 0
 }
 
 // dials tries the registry's own port, or 443 and then 80, which is where containerd would ask.

@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -44,7 +45,7 @@ type Info struct {
 	Name         string // containerd
 	Version      string // v1.7.24
 	APIVersion   string // v1
-	CgroupDriver string // cgroupfs, systemd, or "" when the runtime does not tell (containerd before 2.0)
+	CgroupDriver string // cgroupfs, systemd, or "" when the runtime does not tell
 	Ready        bool
 	NetworkReady bool   // a CNI configuration is loaded
 	Reason       string // why it is not ready; empty when it is
@@ -163,18 +164,56 @@ func (r *Runtime) Info(ctx context.Context) (Info, error) {
 		}
 	}
 	info.Reason = strings.Join(reasons, "; ")
-	// RuntimeConfig came with containerd 2.0; an older one answers Unimplemented and its driver has to be configured.
+	// RuntimeConfig came with containerd 2.0; of an older one the plugin's own configuration tells the driver.
 	cfg, err := r.runtime.RuntimeConfig(ctx, &cri.RuntimeConfigRequest{})
 	switch {
 	case err == nil && cfg.GetLinux() != nil:
-		info.CgroupDriver = "cgroupfs"
-		if cfg.Linux.CgroupDriver == cri.CgroupDriver_SYSTEMD {
-			info.CgroupDriver = "systemd"
+		info.CgroupDriver = driverName(cfg.Linux.CgroupDriver == cri.CgroupDriver_SYSTEMD)
+	case err == nil || status.Code(err) == codes.Unimplemented:
+		plugin := r.pluginConfig(ctx)
+		if rt, ok := plugin.Containerd.Runtimes[plugin.Containerd.DefaultRuntimeName]; ok {
+			info.CgroupDriver = driverName(rt.Options.SystemdCgroup || plugin.SystemdCgroup)
 		}
-	case err != nil && status.Code(err) != codes.Unimplemented:
+	default:
 		return info, fmt.Errorf("configuration of container runtime at %s: %w", r.endpoint, wrap(err))
 	}
 	return info, nil
+}
+
+func driverName(systemd bool) string {
+	if systemd {
+		return "systemd"
+	}
+	return "cgroupfs"
+}
+
+// pluginConfig is what containerd's CRI plugin tells of its configuration, as far as it is of use here. The form is
+// containerd's own; what is missing stays empty.
+type pluginConfig struct {
+	SystemdCgroup bool `json:"systemdCgroup"`
+	Containerd    struct {
+		DefaultRuntimeName string `json:"defaultRuntimeName"`
+		Runtimes           map[string]struct {
+			Options struct{ SystemdCgroup bool }
+		} `json:"runtimes"`
+	} `json:"containerd"`
+	Registry struct {
+		ConfigPath string                     `json:"configPath"`
+		Mirrors    map[string]json.RawMessage `json:"mirrors"`
+	} `json:"registry"`
+}
+
+func (r *Runtime) pluginConfig(ctx context.Context) pluginConfig {
+	var out pluginConfig
+	resp, err := r.runtime.Status(ctx, &cri.StatusRequest{Verbose: true})
+	if err != nil {
+		return out
+	}
+	if err := json.Unmarshal([]byte(resp.Info["config"]), &out); err != nil {
+		r.log.Debug("configuration of the container runtime is not understood", "endpoint", r.endpoint, "error", err)
+		return pluginConfig{}
+	}
+	return out
 }
 
 // wrap turns what a gRPC code says into our own errors, so that callers need not know gRPC.
