@@ -61,6 +61,11 @@ func (p *planner) strays(sandbox string) bool {
 
 func (p *planner) wanted(name string) bool {
 	named := func(c corev1.Container) bool { return c.Name == name }
+	for i := range p.in.Pod.Spec.EphemeralContainers { // a kubelet's: they are not ours to stop
+		if p.in.Pod.Spec.EphemeralContainers[i].Name == name {
+			return true
+		}
+	}
 	return slices.ContainsFunc(p.in.Pod.Spec.InitContainers, named) || slices.ContainsFunc(p.in.Pod.Spec.Containers, named)
 }
 

@@ -66,11 +66,14 @@ func (w *worker) prepare(a plan.Action) func(context.Context) outcome {
 			return func(w *worker) { w.stale = w.ok(err, "") || w.stale }
 		}
 	case plan.RemoveContainer:
-		log := w.logOf(a.ID)
+		log, message := w.filesOf(a.ID)
 		return func(ctx context.Context) outcome {
 			err := w.m.idle(ctx, a, func() error { return w.m.o.Runtime.RemoveContainer(ctx, a.ID) })
 			if err == nil && log != "" {
 				removeLog(log)
+			}
+			if err == nil && message != "" {
+				os.Remove(message) // one that stays is removed with the pod
 			}
 			return func(w *worker) { w.stale = w.ok(err, a.Name) || w.stale }
 		}
@@ -176,14 +179,14 @@ func (m *Manager) slot(ctx context.Context) (func(), error) {
 	}, nil
 }
 
-// logOf is the log file of a container, "" when it is not known.
-func (w *worker) logOf(id string) string {
+// filesOf are the log file and the file for the termination message of a container, "" when not known.
+func (w *worker) filesOf(id string) (log, message string) {
 	for i := range w.seen.Containers {
-		if w.seen.Containers[i].ID == id {
-			return w.seen.Containers[i].LogPath
+		if c := &w.seen.Containers[i]; c.ID == id {
+			return c.LogPath, runtime.TerminationLogPath(w.m.dir(w.uid), c.Name, c.Attempt)
 		}
 	}
-	return ""
+	return "", ""
 }
 
 // removeLog removes a container's log and its rotated parts.
@@ -261,6 +264,9 @@ func (w *worker) prepareStop(a plan.Action) func(context.Context) outcome {
 	for i := range w.seen.Containers {
 		running = running || w.seen.Containers[i].ID == a.ID && w.seen.Containers[i].State == runtime.Running
 	}
+	// A container that is only told to go sooner has had its hook.
+	running = running && !w.hooked[a.ID]
+	w.hooked[a.ID] = true
 	w.m.probes.Remove(a.ID)
 	delete(w.probing, a.ID)
 	w.ready[a.ID] = false

@@ -2,6 +2,7 @@ package pod
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"hash/fnv"
 	"log/slog"
@@ -22,6 +23,8 @@ const (
 	eventBurst  = 3
 	eventEvery  = 5 * time.Minute
 	eventMemory = 1024 // series that are remembered
+	// eventSimilar is how many events may differ in their message alone.
+	eventSimilar = 10
 )
 
 // events reports what happened to pods. One event has one name for as long as it repeats, so that the
@@ -31,6 +34,7 @@ type events struct {
 	clock Clock
 	node  string
 	log   *slog.Logger
+	run   string // tells this run of edgecore from others, so that counts begin anew under a new name
 
 	mu      sync.Mutex
 	series  map[string]*series
@@ -46,12 +50,12 @@ type series struct {
 }
 
 func newEvents(s *store.Store, c Clock, node string, log *slog.Logger) *events {
-	return &events{store: s, clock: c, node: node, log: log, series: map[string]*series{},
+	return &events{store: s, clock: c, node: node, log: log, run: rand.Text(), series: map[string]*series{},
 		pending: map[string][]byte{}, wake: make(chan struct{}, 1)}
 }
 
 // run stores events beside the work that they tell of, which waits for no disk.
-func (e *events) run(ctx context.Context) {
+func (e *events) serve(ctx context.Context) {
 	for {
 		select {
 		case <-e.wake:
@@ -107,12 +111,15 @@ func (e *events) container(p *corev1.Pod, name, kind, reason, message string) {
 
 func (e *events) put(p *corev1.Pod, path, kind, reason, message string) {
 	message = clip(message, 1024)
-	h := fnv.New64a()
-	fmt.Fprintf(h, "%s\x00%s\x00%s\x00%s\x00%s\x00%s", p.UID, path, kind, reason, message, e.clock.Boot())
-	name := fmt.Sprintf("%s.%016x", clip(p.Name, 230), h.Sum64())
 	now, mono := metav1.NewTime(e.clock.Wall().UTC().Truncate(time.Second)), e.clock.Mono()
 
 	e.mu.Lock()
+	name := e.name(p, path, kind, reason, message)
+	if e.series[name] == nil && e.similar(string(p.UID), path, reason) >= eventSimilar {
+		// Messages that differ each time (an address, a number) are one event from here on.
+		name = e.name(p, path, kind, reason, "")
+		message = "(combined from similar events): " + message
+	}
 	s := e.series[name]
 	if s == nil {
 		e.room()
@@ -148,6 +155,24 @@ func (e *events) put(p *corev1.Pod, path, kind, reason, message string) {
 	case e.wake <- struct{}{}:
 	default:
 	}
+}
+
+// name is the same for the same event of one run of edgecore.
+func (e *events) name(p *corev1.Pod, path, kind, reason, message string) string {
+	h := fnv.New64a()
+	fmt.Fprintf(h, "%s\x00%s\x00%s\x00%s\x00%s\x00%s", p.UID, path, kind, reason, message, e.run)
+	return fmt.Sprintf("%s.%016x", clip(p.Name, 230), h.Sum64())
+}
+
+// similar counts the series that differ in their message alone.
+func (e *events) similar(uid, path, reason string) int {
+	n := 0
+	for _, s := range e.series {
+		if s.uid == uid && s.event.Reason == reason && s.event.InvolvedObject.FieldPath == path {
+			n++
+		}
+	}
+	return n
 }
 
 // room drops the series that was silent longest when there are too many.

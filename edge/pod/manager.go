@@ -143,6 +143,7 @@ func New(o Options) (*Manager, error) {
 func (m *Manager) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	m.ctx = ctx
+	defer m.keep()
 	defer m.tasks.Wait()
 	defer m.close()
 	defer cancel()
@@ -152,7 +153,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	m.tasks.Add(1)
 	go func() { defer m.tasks.Done(); m.probes.Run(ctx) }()
 	m.tasks.Add(1)
-	go func() { defer m.tasks.Done(); m.events.run(ctx) }()
+	go func() { defer m.tasks.Done(); m.events.serve(ctx) }()
 	exits := m.o.Runtime.Events(ctx)
 
 	if err := m.begin(ctx); err != nil {
@@ -191,6 +192,18 @@ func (m *Manager) close() {
 	m.closed = true
 	for _, w := range m.workers {
 		w.stopTimer()
+	}
+}
+
+// keep writes what was to be written in a while; nobody takes a turn any more.
+func (m *Manager) keep() {
+	for _, w := range m.all() {
+		if w.saveAt == 0 || w.isGone() {
+			continue
+		}
+		if err := w.save(context.Background()); err != nil {
+			w.log.Warn("pod's memory cannot be stored", "err", err)
+		}
 	}
 }
 

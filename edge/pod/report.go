@@ -217,6 +217,10 @@ func (w *worker) status(p plan.Plan) corev1.PodStatus {
 	}
 	if s := w.sandbox(); s != nil {
 		in.SandboxID = s.ID
+	} else if w.reported != nil && (in.Memory.Outcome != nil || in.Ending) {
+		for _, ip := range w.reported.PodIPs { // what it had, as the kubelet leaves it
+			in.PodIPs = append(in.PodIPs, ip.IP)
+		}
 	}
 	if in.Memory.Outcome != nil || in.Ending {
 		in.Initialized = in.Initialized || initializedBefore(w.record.Conditions)

@@ -170,9 +170,8 @@ func (s *start) spec(ctx context.Context, image string) (runtime.ContainerSpec, 
 // landed takes in how a start ended.
 func (w *worker) landed(s *start, crash plan.Crash, err error) {
 	w.stale = true
-	if s.created != "" {
-		w.saved = true
-	}
+	w.saved = w.saved || s.created != ""
+	w.dirty() // what was stored beside the start knew nothing of what else has come since
 	if s.running {
 		w.record.Memory.Attempts[s.a.Name] = s.a.Attempt + 1
 		w.record.Memory.Crashes[s.a.Name] = crash

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 
 	"github.com/holdfast-edge/holdfast/edge/plan"
 	"github.com/holdfast-edge/holdfast/edge/probe"
@@ -64,6 +65,7 @@ type worker struct {
 	ready     map[string]bool // by container id
 	begun     map[string]bool // by container id: the startup probe has succeeded
 	probing   map[string]bool // by container id
+	hooked    map[string]bool // ids of containers whose preStop hook has been run
 	refused   *status.Waiting
 	judged    int64 // the generation whose fields were judged
 	waiting   map[string]status.Waiting
@@ -98,7 +100,7 @@ func newWorker(m *Manager, uid string, state []byte) *worker {
 		m: m, uid: uid, log: m.log.With("uid", uid), state: state,
 		stopped: map[string]bool{}, exits: map[string]time.Duration{}, flights: map[int]*flight{},
 		hold: map[string]held{}, unhealthy: map[string]plan.Unhealthy{}, ready: map[string]bool{},
-		begun: map[string]bool{}, probing: map[string]bool{}, waiting: map[string]status.Waiting{},
+		begun: map[string]bool{}, probing: map[string]bool{}, hooked: map[string]bool{}, waiting: map[string]status.Waiting{},
 		judged: -1,
 	}
 }
@@ -257,6 +259,9 @@ func (w *worker) take(p *corev1.Pod) {
 	if !first && w.pod.Generation != p.Generation {
 		clear(w.hold)
 	}
+	if !first {
+		w.tellResize(w.pod, p)
+	}
 	w.pod, w.vanished = p, false
 	w.log = w.m.log.With("pod", p.Namespace+"/"+p.Name, "uid", w.uid)
 	if first {
@@ -273,6 +278,19 @@ func (w *worker) take(p *corev1.Pod) {
 	w.mu.Lock()
 	w.public.pod = p
 	w.mu.Unlock()
+}
+
+// tellResize says that resources which were changed in place are not applied to a container that runs.
+func (w *worker) tellResize(before, now *corev1.Pod) {
+	for i := range now.Spec.Containers {
+		c := &now.Spec.Containers[i]
+		old := named(before, c.Name)
+		if old == nil || equality.Semantic.DeepEqual(old.Resources, c.Resources) {
+			continue
+		}
+		w.m.events.container(now, c.Name, corev1.EventTypeWarning, "FieldNotHonoured",
+			"The container's resources were changed; they are applied when it is next started, not while it runs")
+	}
 }
 
 // remember reads what was stored of the pod, or begins a record.
@@ -377,6 +395,7 @@ func (w *worker) see(p *runtime.Pod) {
 	forget(w.ready, live)
 	forget(w.begun, live)
 	forget(w.stopped, live)
+	forget(w.hooked, live)
 	w.publish()
 }
 
