@@ -30,9 +30,10 @@ const edgeLabel = "holdfast.io/edge"
 
 // Limits of the handler.
 const (
-	// atOnce is how many requests are worked on together; more are asked to come
-	// back.
+	// atOnce is how many requests are worked on together; more wait for their
+	// turn, and those that wait too long are asked to come back.
 	atOnce = 16
+	turn   = 10 * time.Second
 	// patience bounds the work on one request.
 	patience = 20 * time.Second
 	// cleanEvery is how often tokens that ended long ago are removed.
@@ -92,10 +93,14 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusTooManyRequests, enrollment.Refusal{Error: "too many failed attempts to join from this address: wait a minute"})
 		return
 	}
+	wait := time.NewTimer(turn)
+	defer wait.Stop()
 	select {
 	case h.working <- struct{}{}:
 		defer func() { <-h.working }()
-	default:
+	case <-r.Context().Done():
+		return
+	case <-wait.C:
 		w.Header().Set("Retry-After", "5")
 		answer(w, http.StatusServiceUnavailable, enrollment.Refusal{Error: "many machines are joining at this moment: try again in a few seconds"})
 		return
