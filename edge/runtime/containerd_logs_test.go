@@ -95,8 +95,9 @@ func (n *node) rotation(t *testing.T) {
 			}
 			return nil
 		})
+		// Two when the end came between the removal of the oldest and the renaming of the present one.
 		f := files(t, log)
-		if len(f) != 3 || !strings.HasSuffix(f[0], ".gz") || strings.HasSuffix(f[1], ".gz") || f[2] != log {
+		if len(f) < 2 || len(f) > 3 || !strings.HasSuffix(f[0], ".gz") || f[len(f)-1] != log {
 			t.Errorf("files: %v", f)
 		}
 	})

@@ -52,7 +52,7 @@ func TestContainerd(t *testing.T) {
 	}
 	t.Cleanup(func() {
 		if b, err := os.ReadFile(c.Log()); t.Failed() && err == nil {
-			t.Logf("log of containerd:\n%s", b)
+			t.Logf("end of containerd's log:\n%s", b[max(0, len(b)-16<<10):])
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), deadline)
 		defer cancel()
@@ -603,7 +603,7 @@ func (n *node) terminationMessages(t *testing.T) {
 		"file":       {"echo from file > /dev/termination-log", corev1.TerminationMessageReadFile, "from file\n", "Completed", 0},
 		"longfile":   {"yes 0123456 | head -c 9000 > /dev/termination-log", corev1.TerminationMessageReadFile, strings.Repeat("0123456\n", 512), "Completed", 0},
 		"nolog":      {"echo in the log; exit 3", corev1.TerminationMessageReadFile, "", "Error", 3},
-		"log":        {"echo one; echo two >&2; exit 3", corev1.TerminationMessageFallbackToLogsOnError, "one\ntwo\n", "Error", 3},
+		"log":        {"echo one >&2; echo two >&2; exit 3", corev1.TerminationMessageFallbackToLogsOnError, "one\ntwo\n", "Error", 3},
 		"fileisbest": {"echo in the log; echo in file > /dev/termination-log; exit 3", corev1.TerminationMessageFallbackToLogsOnError, "in file\n", "Error", 3},
 		"success":    {"echo in the log", corev1.TerminationMessageFallbackToLogsOnError, "", "Completed", 0},
 		"lines":      {"seq 1000; exit 3", corev1.TerminationMessageFallbackToLogsOnError, numbers(921, 1000), "Error", 3},

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -124,12 +125,20 @@ func (r *Runtime) rotate(ctx context.Context, id, path string, o Rotation, now t
 		return err
 	}
 	if err := r.reopen(ctx, id); err != nil {
-		return errors.Join(err, os.Rename(renamed, path))
+		// Back, unless the runtime has opened a new log all the same: that one must not be lost.
+		back := unix.Renameat2(unix.AT_FDCWD, renamed, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
+		if errors.Is(back, unix.EEXIST) {
+			back = nil
+		}
+		return errors.Join(err, back)
 	}
 	return nil
 }
 
+// reopen goes on when ctx ends: a log that is renamed and not opened again would be written to in its old place.
 func (r *Runtime) reopen(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+	defer cancel()
 	_, err := r.runtime.ReopenContainerLog(ctx, &cri.ReopenContainerLogRequest{ContainerId: id})
 	if err != nil {
 		if err = wrap(err); errors.Is(err, ErrNotFound) {
