@@ -19,7 +19,8 @@ type Conn interface {
 	// closes the connection, because half a message is of no use.
 	Send(ctx context.Context, message []byte) error
 	// Recv returns the next message. After Close it returns ErrClosed; when the
-	// peer fell silent for longer than the transport allows, ErrSilent.
+	// peer fell silent for longer than the transport allows, ErrSilent. A ctx that
+	// ends while Recv waits closes the connection.
 	Recv(ctx context.Context) ([]byte, error)
 	// Close ends the connection at once and frees everything; it may be called
 	// at any time, any number of times.
