@@ -3,7 +3,6 @@ package runtime_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -590,56 +589,4 @@ func (n *node) oom(t *testing.T) {
 		t.Errorf("reason %s, exit code %d", c.Reason, c.ExitCode)
 	}
 	waitEvent(t, events, runtime.Event{ContainerID: id, Kind: runtime.ContainerExited})
-}
-
-func (n *node) terminationMessages(t *testing.T) {
-	cases := map[string]struct {
-		script string
-		policy corev1.TerminationMessagePolicy
-		want   string
-		reason string
-		exit   int32
-	}{
-		"file":       {"echo from file > /dev/termination-log", corev1.TerminationMessageReadFile, "from file\n", "Completed", 0},
-		"longfile":   {"yes 0123456 | head -c 9000 > /dev/termination-log", corev1.TerminationMessageReadFile, strings.Repeat("0123456\n", 512), "Completed", 0},
-		"nolog":      {"echo in the log; exit 3", corev1.TerminationMessageReadFile, "", "Error", 3},
-		"log":        {"echo one >&2; echo two >&2; exit 3", corev1.TerminationMessageFallbackToLogsOnError, "one\ntwo\n", "Error", 3},
-		"fileisbest": {"echo in the log; echo in file > /dev/termination-log; exit 3", corev1.TerminationMessageFallbackToLogsOnError, "in file\n", "Error", 3},
-		"success":    {"echo in the log", corev1.TerminationMessageFallbackToLogsOnError, "", "Completed", 0},
-		"lines":      {"seq 1000; exit 3", corev1.TerminationMessageFallbackToLogsOnError, numbers(921, 1000), "Error", 3},
-	}
-	pod := newPod("messages")
-	pod.Spec.Containers = nil
-	for name, c := range cases {
-		pod.Spec.Containers = append(pod.Spec.Containers, corev1.Container{
-			Name: name, Image: image.BusyboxName, Command: []string{"sh", "-c", c.script},
-			TerminationMessagePath: "/dev/termination-log", TerminationMessagePolicy: c.policy,
-		})
-	}
-	r := n.run(t, pod)
-	dir := t.TempDir()
-	for i := range pod.Spec.Containers {
-		spec := r.spec(i)
-		spec.TerminationLog = runtime.TerminationLogPath(dir, spec.Container.Name, 0)
-		id, err := n.rt.CreateContainer(t.Context(), spec)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := n.rt.StartContainer(t.Context(), id); err != nil {
-			t.Fatal(err)
-		}
-		want, got := cases[spec.Container.Name], r.exited(t, id)
-		if got.Message != want.want || got.Reason != want.reason || got.ExitCode != want.exit {
-			t.Errorf("%s: message %q, reason %s, exit code %d; want %q, %s, %d", spec.Container.Name, got.Message, got.Reason, got.ExitCode,
-				want.want, want.reason, want.exit)
-		}
-	}
-}
-
-func numbers(from, to int) string {
-	var b strings.Builder
-	for i := from; i <= to; i++ {
-		fmt.Fprintln(&b, i)
-	}
-	return b.String()
 }
