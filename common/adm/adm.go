@@ -68,6 +68,9 @@ const (
 	sayEvery  = 10 * time.Second
 )
 
+// errTooLate is wrapped by await's error when what it waits for did not come.
+var errTooLate = errors.New("not in time")
+
 // await waits until done holds. While it waits it says so with the reason that
 // done gives, at once when that changes. It ends early when a daemon does.
 func (a *App) await(ctx context.Context, what string, limit time.Duration, d *daemon, done func(context.Context) (ok bool, why string)) error {
@@ -92,7 +95,7 @@ func (a *App) await(ctx context.Context, what string, limit time.Duration, d *da
 			if errors.Is(ctx.Err(), context.Canceled) {
 				return fmt.Errorf("wait for %s: %w", what, ctx.Err())
 			}
-			return fmt.Errorf("%s: not within %s: %s%s", what, limit, why, d.seeLog())
+			return fmt.Errorf("%s: %w (%s): %s%s", what, errTooLate, limit, why, d.seeLog())
 		case <-look.C:
 		}
 	}

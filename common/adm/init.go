@@ -239,7 +239,8 @@ func (in *initialization) start(ctx context.Context, unit, log string, command [
 	if err != nil {
 		return nil, err
 	}
-	return nil, in.Machine.InstallUnit(ctx, unit, text, restart)
+	_, err = in.Machine.InstallUnit(ctx, unit, text, restart, true)
+	return nil, err
 }
 
 // furnish puts into the cluster what Holdfast needs there, and takes out

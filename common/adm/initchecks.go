@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"time"
 
+	authorizationv1 "k8s.io/api/authorization/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -75,10 +77,12 @@ func (in *initialization) checkPrograms(context.Context) checklist.Result {
 	return checklist.Good("%d found", len(names))
 }
 
+// checkYear is a doubt only: what was made before must start whatever the clock
+// says, and what is made new says so itself where it fails.
 func checkYear() checklist.Result {
 	now := time.Now().UTC()
 	if now.Year() < firstYear {
-		return checklist.Bad("set the clock (`timedatectl set-ntp true`, or `date -s`)", "the clock shows %s: certificates would be refused", now.Format(time.DateTime))
+		return checklist.Doubt("set the clock (`timedatectl set-ntp true`, or `date -s`)", "the clock shows %s: new certificates would carry that", now.Format(time.DateTime))
 	}
 	return checklist.Good("shows %s UTC", now.Format(time.DateTime))
 }
@@ -126,7 +130,7 @@ func (in *initialization) checkPorts(ctx context.Context) checklist.Result {
 	return checklist.Good("free")
 }
 
-func (in *initialization) checkCluster(context.Context) checklist.Result {
+func (in *initialization) checkCluster(ctx context.Context) checklist.Result {
 	const remedy = "check --kubeconfig: `kubectl --kubeconfig FILE get nodes` must work from here"
 	admin, err := clientcmd.BuildConfigFromFlags("", in.journal.Kubeconfig)
 	if err != nil {
@@ -141,5 +145,42 @@ func (in *initialization) checkCluster(context.Context) checklist.Result {
 	if err != nil {
 		return checklist.Bad(remedy, "the cluster at %s: %v", admin.Host, err)
 	}
+	if problem := checkAuthorizers(ctx, client); problem != nil {
+		return *problem
+	}
 	return checklist.Good("Kubernetes %s at %s", v.GitVersion, admin.Host)
+}
+
+// checkAuthorizers asks what a node of no importance may do: the safety of every
+// Secret rests on the Node authorizer, and so does a node's own registration.
+func checkAuthorizers(ctx context.Context, client kubernetes.Interface) *checklist.Result {
+	const node = "holdfast-preflight"
+	may := func(verb, resource string) (bool, error) {
+		review, err := client.AuthorizationV1().SubjectAccessReviews().Create(ctx, &authorizationv1.SubjectAccessReview{
+			Spec: authorizationv1.SubjectAccessReviewSpec{
+				User: "system:node:" + node, Groups: []string{"system:nodes", "system:authenticated"},
+				ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: verb, Resource: resource, Namespace: metav1.NamespaceSystem, Name: node, Version: "v1"},
+			},
+		}, metav1.CreateOptions{})
+		if err != nil {
+			return false, err
+		}
+		return review.Status.Allowed, nil
+	}
+	const remedy = "the apiserver must run with --authorization-mode=Node,RBAC"
+	readsSecrets, err := may("get", "secrets")
+	if err != nil {
+		r := checklist.Bad("init needs a kubeconfig with the rights of a cluster administrator", "who may do what in the cluster: %v", err)
+		return &r
+	}
+	if readsSecrets {
+		r := checklist.Bad(remedy, "this cluster lets every node read every Secret")
+		return &r
+	}
+	registers, err := may("create", "nodes")
+	if err != nil || !registers {
+		r := checklist.Bad(remedy, "this cluster does not let a node register itself")
+		return &r
+	}
+	return nil
 }

@@ -59,6 +59,7 @@ type joining struct {
 	config  config.Edge
 	journal *journal.Journal
 	earlier *enrollment.Credentials // of an earlier join; nil: there was none
+	before  time.Time               // when an edgecore started that is being restarted
 	runtime cri.Facts               // what the checks found
 }
 
@@ -277,6 +278,11 @@ func (j *joining) run(ctx context.Context) error {
 		return err
 	}
 	err = j.await(ctx, "node "+j.config.NodeName+" to be Ready", nodeWithin, d, j.ready)
+	if errors.Is(err, errTooLate) && d != nil && j.earlier != nil {
+		// Its pods run, line or no line, and must go on running.
+		j.printf("  [warn] %v\n         -> edgecore keeps running and keeps trying\n", err)
+		return stay(ctx, d)
+	}
 	if err != nil && d != nil {
 		return errors.Join(err, stopAll([]*daemon{d}))
 	}
@@ -293,7 +299,8 @@ func (j *joining) run(ctx context.Context) error {
 }
 
 func (j *joining) start(ctx context.Context, binary string, changed bool) (*daemon, error) {
-	if _, err := localstatus.Get(ctx, j.config.RunDir); err == nil && j.o.Foreground {
+	status, err := localstatus.Get(ctx, j.config.RunDir)
+	if err == nil && j.o.Foreground {
 		return nil, fmt.Errorf("edgecore of node %s runs already: stop it (Ctrl-C in the other `holdfast join --foreground`, or `systemctl stop %s`) and run this again", j.config.NodeName, j.unit())
 	}
 	j.step("starting edgecore")
@@ -307,7 +314,11 @@ func (j *joining) start(ctx context.Context, binary string, changed bool) (*daem
 	if err != nil {
 		return nil, err
 	}
-	return nil, j.Machine.InstallUnit(ctx, j.unit(), text, changed)
+	restarted, err := j.Machine.InstallUnit(ctx, j.unit(), text, changed, false)
+	if restarted {
+		j.before = status.Started
+	}
+	return nil, err
 }
 
 // unit is the name of edgecore's unit: its own for a further edge on a machine.
@@ -333,6 +344,8 @@ func (j *joining) ready(ctx context.Context) (bool, string) {
 		return false, "edgecore does not answer yet"
 	case err != nil:
 		return false, err.Error()
+	case !j.before.IsZero() && s.Started.Equal(j.before):
+		return false, "edgecore has not restarted yet"
 	case !s.Line.Connected && s.Line.LastError != "":
 		return false, "no line to the hub: " + s.Line.LastError
 	case !s.Line.Connected:

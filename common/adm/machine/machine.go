@@ -48,34 +48,37 @@ func (m Machine) UnitPath(unit string) string { return m.Path(filepath.Join(unit
 
 // InstallUnit writes the unit, has it start at boot, and starts it. A unit that
 // runs and whose file has changed is restarted, and also when restart says that
-// something else which it reads has changed.
-func (m Machine) InstallUnit(ctx context.Context, unit, text string, restart bool) error {
+// something else which it reads has changed; restarted tells. Where wait is
+// false, it does not wait for a daemon that says itself when it has started.
+func (m Machine) InstallUnit(ctx context.Context, unit, text string, restart, wait bool) (restarted bool, err error) {
 	path := m.UnitPath(unit)
 	old, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("install unit %s: %w", unit, err)
+		return false, fmt.Errorf("install unit %s: %w", unit, err)
 	}
 	changed := string(old) != text
 	if changed {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			return fmt.Errorf("install unit %s: %w", unit, err)
+			return false, fmt.Errorf("install unit %s: %w", unit, err)
 		}
 		if err := atomicfile.Write(path, []byte(text), 0o644); err != nil {
-			return fmt.Errorf("install unit %s: %w", unit, err)
+			return false, fmt.Errorf("install unit %s: %w", unit, err)
 		}
 		if err := m.systemctl(ctx, "daemon-reload"); err != nil {
-			return err
+			return false, err
 		}
 	}
 	if err := m.systemctl(ctx, "enable", unit); err != nil {
-		return err
+		return false, err
 	}
-	verb := "start"
+	args := []string{"start"}
 	if changed || restart {
-		verb = "restart"
+		args[0] = "restart"
 	}
-	// --no-block: a daemon may wait long for what it needs, and says so itself.
-	return m.systemctl(ctx, verb, "--no-block", unit)
+	if !wait {
+		args = append(args, "--no-block")
+	}
+	return changed || restart, m.systemctl(ctx, append(args, unit)...)
 }
 
 // RemoveUnit stops the unit, has it start no more, and removes its file. It does

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -74,11 +75,12 @@ func (b *cloudBox) initArgs(extra ...string) []string {
 
 func TestInitFurnishesAClusterAndResetClearsIt(t *testing.T) {
 	b := newCloudBox(t)
+	ctx, client := t.Context(), b.cluster.Client()
+	b.refusesALaxCluster(ctx)
 	code, out := holdfast(t, "", b.initArgs("--kubeconfig", b.cluster.Kubeconfig())...)
 	if code != 0 {
 		t.Fatalf("exit code %d:\n%s", code, out)
 	}
-	ctx, client := t.Context(), b.cluster.Client()
 	ca, err := cluster.GetCA(ctx, client)
 	must(t, err)
 	says(t, out, "The cloud is ready", "holdfast join cloud.example.test:10350 --token ", "--ca-hash "+ca.Hash(), "kubectl get nodes")
@@ -127,6 +129,36 @@ func TestInitFurnishesAClusterAndResetClearsIt(t *testing.T) {
 	if !there(b.cluster.Kubeconfig()) {
 		t.Error("the administrator's kubeconfig, which init did not make, is gone")
 	}
+}
+
+// refusesALaxCluster: where every node may read every Secret, init stops.
+func (b *cloudBox) refusesALaxCluster(ctx context.Context) {
+	b.Helper()
+	bindings := b.cluster.Client().RbacV1().ClusterRoleBindings()
+	_, err := bindings.Create(ctx, &rbacv1.ClusterRoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: "lax"},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "cluster-admin"},
+		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: "system:nodes"}},
+	}, metav1.CreateOptions{})
+	must(b.T, err)
+	// The apiserver's authorizer follows within moments.
+	var code int
+	var out string
+	wait(b.T, "init sees that nodes may do all", func() bool {
+		code, out = holdfast(b.T, "", b.initArgs("--kubeconfig", b.cluster.Kubeconfig(), "--root", b.TempDir())...) // no systemd there: it never gets further
+		return strings.Contains(out, "every Secret")
+	})
+	if code != 1 || there(b.cloudData()) {
+		b.Errorf("exit code %d; the cluster was furnished:\n%s", code, out)
+	}
+	says(b.T, out, "--authorization-mode=Node,RBAC")
+	must(b.T, bindings.Delete(ctx, "lax", metav1.DeleteOptions{}))
+	wait(b.T, "nodes may not any more", func() bool {
+		review, err := b.cluster.Client().AuthorizationV1().SubjectAccessReviews().Create(ctx, &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+			User: "system:node:x", Groups: []string{"system:nodes"}, ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: "get", Resource: "secrets", Namespace: "default", Name: "x"},
+		}}, metav1.CreateOptions{})
+		return err == nil && !review.Status.Allowed
+	})
 }
 
 // cloudcoreIsNoAdministrator: the kubeconfig that cloudcore gets is its own, and

@@ -223,6 +223,21 @@ func TestJoinOfAnotherCloudNeedsAReset(t *testing.T) {
 	says(t, out, "belongs to node shop, not other", "--data-dir")
 }
 
+// TestJoinAgainNeedsNoHub: a node that has joined starts its pods, line or no line.
+func TestJoinAgainNeedsNoHub(t *testing.T) {
+	b := newBox(t)
+	b.edgecore(now())
+	if code, out := holdfast(t, "", b.joinArgs()...); code != 0 {
+		t.Fatalf("exit code %d:\n%s", code, out)
+	}
+	b.hub.close()
+	code, out := holdfast(t, "", b.joinArgs("--token", "")...)
+	if code != 0 {
+		t.Fatalf("exit code %d:\n%s", code, out)
+	}
+	says(t, out, "joined before", "Node shop is Ready")
+}
+
 func TestIgnoredChecksAreNamed(t *testing.T) {
 	b := newBox(t)
 	b.edgecore(now())

@@ -208,6 +208,7 @@ type hub struct {
 	token   pki.Token
 	address string
 	date    time.Time // the hub's clock when not zero
+	close   func()
 	mu      sync.Mutex
 	joined  []string
 }
@@ -232,7 +233,8 @@ func newHub(t *testing.T) *hub {
 	server.Config.ErrorLog = log.New(io.Discard, "", 0) // handshakes that trust nobody fail by design
 	server.TLS = &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}}
 	server.StartTLS()
-	t.Cleanup(server.Close)
+	h.close = sync.OnceFunc(server.Close)
+	t.Cleanup(h.close)
 	h.address = server.Listener.Addr().String()
 	return h
 }
