@@ -37,6 +37,7 @@ type session struct {
 
 	// Owned by run.
 	ctx       context.Context
+	sendCtx   context.Context
 	all       sync.WaitGroup
 	began     time.Time
 	delivery  *delivery
@@ -59,8 +60,9 @@ type session struct {
 
 // Limits of one session.
 const (
-	maxBacklog = 64 // reports and token requests taken and not answered; beyond, the hub stops reading
-	maxAsking  = 4  // token requests at a time
+	maxBacklog = 64              // reports and token requests taken and not answered; beyond, the hub stops reading
+	maxAsking  = 4               // token requests at a time
+	sendGrace  = 2 * time.Second // for a send at the session's end
 )
 
 func (h *Hub) newSession(conn link.Conn, hello *wire.Hello, log *slog.Logger) *session {
@@ -99,9 +101,18 @@ func (s *session) run(ctx context.Context) error {
 	defer s.lease.timer.Stop()
 	defer s.retry.Stop()
 
-	defer s.all.Wait()
-	defer cancel()
-	defer close(s.deaf)
+	// A send that is under way may end: stopping it closes the connection, and
+	// with it the way for a Goodbye.
+	sending, stopSending := context.WithCancel(context.WithoutCancel(ctx))
+	s.sendCtx = sending
+	defer func() {
+		cancel()
+		close(s.deaf)
+		late := time.AfterFunc(sendGrace, stopSending)
+		s.all.Wait()
+		late.Stop()
+		stopSending()
+	}()
 
 	for {
 		if err := s.advance(); err != nil {
@@ -341,8 +352,8 @@ func (s *session) startSend() error {
 		return nil
 	}
 	s.sending = true
-	s.work(func(ctx context.Context) func() {
-		err := s.send(ctx, messages)
+	s.work(func(ended context.Context) func() {
+		err := s.send(ended, messages)
 		return func() {
 			s.sending = false
 			if err != nil {
@@ -353,13 +364,17 @@ func (s *session) startSend() error {
 	return nil
 }
 
-func (s *session) send(ctx context.Context, messages []*wire.HubMessage) error {
+// send sends all messages, or those before the session's end.
+func (s *session) send(ended context.Context, messages []*wire.HubMessage) error {
 	for _, m := range messages {
+		if ended.Err() != nil {
+			return nil
+		}
 		b, err := wire.Encode(m)
 		if err != nil {
 			return err
 		}
-		if err := s.conn.Send(ctx, b); err != nil {
+		if err := s.conn.Send(s.sendCtx, b); err != nil {
 			return fmt.Errorf("send: %w", err)
 		}
 	}

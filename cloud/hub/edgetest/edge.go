@@ -22,7 +22,7 @@ import (
 
 // Patience is how long tests wait for what must come: it bounds a hang, it
 // measures nothing.
-const Patience = 5 * time.Minute
+const Patience = 3 * time.Minute
 
 // Edge is one node. Its methods may be called from the test's goroutine.
 type Edge struct {
