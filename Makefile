@@ -10,7 +10,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 EDGE_TAGS := netgo,osusergo,sqlite_omit_load_extension
 EDGE_LDFLAGS := $(LDFLAGS) -linkmode external -extldflags "-static"
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
-ROOMS := ./cloud/... ./common/... ./edge/... ./tests/... ./build/manifests/... ./build/systemd/...
+ROOMS := ./...
 FUZZTIME ?= 30s
 
 .PHONY: help packages build cross test demo bench fuzz lint generate clean
@@ -38,7 +38,7 @@ define for_edge
 endef
 
 test: packages build ## run every test (as root)
-	go test -race -timeout 30m ./cloud/... ./common/... ./edge/... ./tests/...
+	go test -race -timeout 30m $(ROOMS)
 	$(MAKE) --no-print-directory -C build/controlplane test VERSION=$(VERSION)
 
 demo: packages build ## show a node that loses its line and its power, and comes back (as root)
