@@ -197,7 +197,7 @@ func (c *Cluster) token(ctx context.Context) (string, error) {
 		}
 		select {
 		case <-ctx.Done():
-			return "", fmt.Errorf("Secret %s/%s got no token within %s: does the cluster's controller manager run? (last answer: %v)", namespace, tokenSecret, tokenWithin, err)
+			return "", fmt.Errorf("secret %s/%s got no token within %s: does the cluster's controller manager run? (last answer: %v)", namespace, tokenSecret, tokenWithin, err)
 		case <-tick.C:
 		}
 	}
