@@ -83,7 +83,7 @@ func (a *App) Init(ctx context.Context, o InitOptions) (err error) {
 	}
 	if in.journal.ControlPlaneDir != "" {
 		if err := in.startControlPlane(ctx); err != nil {
-			return err
+			return in.seeJournal(err, systemd.ControlPlane)
 		}
 	}
 	admin, err := clientcmd.BuildConfigFromFlags("", in.journal.Kubeconfig)
@@ -94,7 +94,7 @@ func (a *App) Init(ctx context.Context, o InitOptions) (err error) {
 		return err
 	}
 	if err := in.startCloudcore(ctx); err != nil {
-		return err
+		return in.seeJournal(err, systemd.Cloudcore)
 	}
 	if err := in.tell(ctx, admin); err != nil {
 		return err
@@ -105,6 +105,14 @@ func (a *App) Init(ctx context.Context, o InitOptions) (err error) {
 	daemons := in.daemons
 	in.daemons = nil // stay stops them
 	return stay(ctx, daemons...)
+}
+
+// seeJournal adds where a daemon that systemd runs says more.
+func (in *initialization) seeJournal(err error, unit string) error {
+	if in.o.Foreground || !errors.Is(err, errTooLate) {
+		return err
+	}
+	return fmt.Errorf("%w; `journalctl -u %s` tells more", err, unit)
 }
 
 // resolve completes the options from the config file and the journal.
@@ -395,8 +403,6 @@ func absolute(path *string) error {
 	*path = full
 	return nil
 }
-
-func itoa(n int) string { return strconv.Itoa(n) }
 
 func port(address string) int {
 	_, text, err := net.SplitHostPort(address)

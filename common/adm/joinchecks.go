@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -115,7 +116,7 @@ func (j *joining) noCRI(endpoint, install string) checklist.Result {
 	case err != nil:
 		return checklist.Bad("look for disabled_plugins in that file", "containerd at %s has its CRI plugin off, and %v", endpoint, err)
 	case line > 0:
-		return checklist.Bad("take \"cri\" out of line "+itoa(line)+" of "+path+" (`"+text+"`), then `systemctl restart containerd`", "containerd at %s has its CRI plugin disabled", endpoint)
+		return checklist.Bad("take \"cri\" out of line "+strconv.Itoa(line)+" of "+path+" (`"+text+"`), then `systemctl restart containerd`", "containerd at %s has its CRI plugin disabled", endpoint)
 	}
 	return checklist.Bad("take \"cri\" out of disabled_plugins in containerd's config and restart it; if it is older than 1.6, "+install, "containerd at %s does not speak CRI v1", endpoint)
 }

@@ -123,7 +123,7 @@ func (a *App) resetEdge(ctx context.Context, o ResetOptions, j *journal.Journal,
 		return err
 	}
 	a.removeCgroups(j.CgroupRoot, uids)
-	if slices.ContainsFunc(j.Files, func(f string) bool { return filepath.Base(f) == cniFile }) {
+	if madeNetwork(j) {
 		if err := errors.Join(a.removeCNI(ctx), os.RemoveAll(filepath.Join(j.RunDir, "cni"))); err != nil {
 			return err
 		}
@@ -134,21 +134,16 @@ func (a *App) resetEdge(ctx context.Context, o ResetOptions, j *journal.Journal,
 	a.printf("\nThis machine is an edge node no more. Left as it is:\n")
 	a.printf("  - the Node object in the cluster: kubectl delete node %s\n", j.Node)
 	a.printf("  - the container runtime, its images, and CNI plugins\n")
-	if dirs := hostPathNote(j); dirs != "" {
-		a.printf("  - %s\n", dirs)
+	if !madeNetwork(j) {
+		a.printf("  - the CNI configuration, which join did not write\n")
 	}
 	a.printf("  - what pods wrote into hostPath volumes, and rules of the packet filter for host ports (gone after a reboot)\n")
 	return nil
 }
 
-// hostPathNote names a CNI configuration that join found and did not write.
-func hostPathNote(j *journal.Journal) string {
-	for _, f := range j.Files {
-		if filepath.Base(f) == cniFile {
-			return ""
-		}
-	}
-	return "the CNI configuration, which join did not write"
+// madeNetwork says whether join wrote the pods' network.
+func madeNetwork(j *journal.Journal) bool {
+	return slices.ContainsFunc(j.Files, func(f string) bool { return filepath.Base(f) == cniFile })
 }
 
 // edgecoreGone waits until edgecore has stopped, and refuses to pull the ground

@@ -3,7 +3,9 @@ package adm
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"text/tabwriter"
 	"time"
 
@@ -39,6 +41,9 @@ func (a *App) Status(ctx context.Context, o StatusOptions) error {
 		}
 	}
 	s, err := localstatus.Get(ctx, o.RunDir)
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w; run it with sudo", err)
+	}
 	if err != nil {
 		return err
 	}
