@@ -67,6 +67,7 @@ type Node struct {
 	disk       disk
 
 	everReported atomic.Bool
+	wake         chan struct{}
 
 	mu        sync.Mutex
 	addresses *addresses
@@ -92,7 +93,7 @@ func New(o Options) (*Node, error) {
 	if o.LineEvent == nil {
 		o.LineEvent = func() <-chan struct{} { return nil }
 	}
-	n := &Node{o: o, files: files{o.Root}}
+	n := &Node{o: o, files: files{o.Root}, wake: make(chan struct{}, 1)}
 	var err error
 	if n.machine, err = n.files.machine(); err != nil {
 		return nil, err
@@ -156,12 +157,33 @@ func (n *Node) Ready() (bool, string) {
 // Reported says whether this process has put the node's status into the outbox.
 func (n *Node) Reported() bool { return n.everReported.Load() }
 
+// Wake makes Run look now: the runtime has just answered, or gone.
+func (n *Node) Wake() {
+	select {
+	case n.wake <- struct{}{}:
+	default:
+	}
+}
+
+// firstLook is how long Run waits for a Wake before it looks for the first time: a
+// node whose edgecore was merely restarted must not be reported as not ready.
+const firstLook = 5 * time.Second
+
+// whileNotReady is how often a node that is not ready looks whether it is.
+const whileNotReady = time.Second
+
 // Run looks at the machine every interval until ctx ends, and reports changes.
 func (n *Node) Run(ctx context.Context) error {
 	changes, cancel := n.o.Store.Subscribe(16)
 	defer cancel()
-	ticker := time.NewTicker(n.o.Interval)
-	defer ticker.Stop()
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-n.wake:
+	case <-time.After(firstLook):
+	}
+	timer := time.NewTimer(n.o.Interval)
+	defer timer.Stop()
 	connected, since := n.o.Line()
 	force := false
 	for {
@@ -170,6 +192,11 @@ func (n *Node) Run(ctx context.Context) error {
 			n.reported = nil
 		}
 		force = false
+		next := n.o.Interval
+		if ready, _ := n.Ready(); !ready {
+			next = min(next, whileNotReady)
+		}
+		timer.Reset(next)
 		event := n.o.LineEvent() // taken before Line, so that nothing falls between
 		was, wasSince := connected, since
 		connected, since = n.o.Line()
@@ -183,7 +210,8 @@ func (n *Node) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-ticker.C:
+		case <-timer.C:
+		case <-n.wake:
 		case <-event:
 		case c, ok := <-changes:
 			if !ok {

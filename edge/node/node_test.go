@@ -134,6 +134,7 @@ func (r *rig) start(t *testing.T) *Node {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
+	n.Wake()
 	go func() { done <- n.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()

@@ -46,6 +46,7 @@ func (e *engine) run(ctx context.Context) error {
 	}
 	defer rt.Close()
 	e.runtime.Store(rt)
+	e.node.Wake()
 	for {
 		err := e.runPods(ctx, rt)
 		if ctx.Err() != nil {
@@ -65,7 +66,11 @@ func (e *engine) run(ctx context.Context) error {
 // hub included, is up meanwhile.
 func (e *engine) awaitRuntime(ctx context.Context) (*runtime.Runtime, error) {
 	endpoint, said := e.cfg.ContainerRuntimeEndpoint, ""
-	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
+	began := time.Now()
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 250*time.Millisecond) {
+		if time.Since(began) > 5*time.Minute { // it does not come up with the machine: somebody must see to it
+			wait = 5 * time.Second
+		}
 		rt, err := runtime.Dial(ctx, endpoint, e.log)
 		if err == nil {
 			e.log.Info("the container runtime answers", "endpoint", endpoint)
