@@ -150,11 +150,11 @@ func TestTheHubOutlivesWhateverComesThroughItsDoor(t *testing.T) {
 		}
 	})
 	for name, messages := range map[string][][]byte{
-		"garbage":                       {bytes.Repeat([]byte{0xff}, 100)},
-		"an empty message":              {nil},
-		"a report before hello":         {h.encode(&wire.EdgeMessage{Body: &wire.EdgeMessage_Report{Report: &wire.Report{Id: 1}}})},
-		"hello twice":                   {h.encode(hello(1)), h.encode(hello(1))},
-		"an unasked acknowledgement":    {h.encode(hello(1)), h.encode(&wire.EdgeMessage{Body: &wire.EdgeMessage_Ack{Ack: &wire.Ack{Seq: 1 << 60}}})},
+		"garbage":                    {bytes.Repeat([]byte{0xff}, 100)},
+		"an empty message":           {nil},
+		"a report before hello":      {h.encode(&wire.EdgeMessage{Body: &wire.EdgeMessage_Report{Report: &wire.Report{Id: 1}}})},
+		"hello twice":                {h.encode(hello(1)), h.encode(hello(1))},
+		"an unasked acknowledgement": {h.encode(hello(1)), h.encode(&wire.EdgeMessage{Body: &wire.EdgeMessage_Ack{Ack: &wire.Ack{Seq: 1 << 60}}})},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inner := *h

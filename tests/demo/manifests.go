@@ -2,7 +2,8 @@ package main
 
 // manifests is what the demo applies: a Deployment of five, and a pod that needs
 // a ConfigMap, a Secret and a service account token, and another that its owner
-// wants gone five seconds after its node is lost.
+// wants gone five seconds after its node is lost. All of them belong to the node
+// that will be lost.
 const manifests = `
 apiVersion: v1
 kind: ConfigMap
@@ -23,6 +24,7 @@ spec:
   template:
     metadata: {labels: {app: till}}
     spec:
+      nodeSelector: {kubernetes.io/hostname: shop-42}
       terminationGracePeriodSeconds: 1
       containers:
       - {name: till, image: "example.test/holdfast/busybox:1", command: [sleep, "100000"]}
@@ -31,6 +33,7 @@ apiVersion: v1
 kind: Pod
 metadata: {name: keeper}
 spec:
+  nodeSelector: {kubernetes.io/hostname: shop-42}
   terminationGracePeriodSeconds: 1
   containers:
   - name: keeper
@@ -45,6 +48,7 @@ apiVersion: v1
 kind: Pod
 metadata: {name: hasty}
 spec:
+  nodeSelector: {kubernetes.io/hostname: shop-42}
   terminationGracePeriodSeconds: 1
   tolerations:
   - {key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute, tolerationSeconds: 5}

@@ -16,7 +16,12 @@ import (
 	"github.com/holdfast-edge/holdfast/tests/world"
 )
 
-const nodeName = "shop-42"
+// nodeName is the node that is lost; witness stays in touch: where every node is
+// silent, Kubernetes evicts nobody, and the demo would prove nothing.
+const (
+	nodeName = "shop-42"
+	witness  = "shop-1"
+)
 
 // indent makes what the commands print part of the story.
 type indent struct{ s *stage }
@@ -46,6 +51,14 @@ func play(ctx context.Context, s *stage, w *world.World) error {
 	var node *world.Node
 	if err := s.timed("holdfast join: from a bare machine to a Ready node", func() (err error) {
 		node, err = w.AddNode(ctx, nodeName, world.NodeOptions{})
+		return err
+	}); err != nil {
+		return err
+	}
+	s.note("A second node keeps its line all the time: with every node silent,")
+	s.note("Kubernetes would evict nobody anyway.")
+	if err := s.timed("holdfast join: the second node", func() error {
+		_, err := w.AddNode(ctx, witness, world.NodeOptions{Quiet: true})
 		return err
 	}); err != nil {
 		return err

@@ -27,6 +27,7 @@ type Node struct {
 
 	world *World
 	dir   string
+	quiet bool
 	join  *Process // `holdfast join --foreground`, parent of the first edgecore
 	edge  *Process // edgecore, when the world itself started it
 }
@@ -36,11 +37,12 @@ type NodeOptions struct {
 	Containerd string   // another containerd binary
 	JoinArgs   []string // further arguments of `holdfast join`
 	NoJoin     bool     // the machine alone: Join is called later
+	Quiet      bool     // what join prints is not for Options.Log
 }
 
 // AddNode makes a machine and joins it; it returns when the node is Ready.
 func (w *World) AddNode(ctx context.Context, name string, o NodeOptions) (*Node, error) {
-	n := &Node{Name: name, world: w, dir: filepath.Join(w.Dir, name)}
+	n := &Node{Name: name, world: w, dir: filepath.Join(w.Dir, name), quiet: o.Quiet}
 	w.mu.Lock()
 	w.nodes = append(w.nodes, n)
 	w.mu.Unlock()
@@ -100,7 +102,10 @@ func (n *Node) JoinArgs(token, caHash string) []string {
 // Join runs `holdfast join --foreground` and waits until the node is Ready.
 func (n *Node) Join(ctx context.Context, extra ...string) error {
 	args := append(n.JoinArgs(n.world.join.token, n.world.join.caHash), extra...)
-	cmd := n.world.logged(n.Netns.Command(filepath.Join(n.world.Bin, "holdfast"), args...))
+	cmd := n.Netns.Command(filepath.Join(n.world.Bin, "holdfast"), args...)
+	if !n.quiet {
+		cmd = n.world.logged(cmd)
+	}
 	p, err := start("holdfast join", cmd, filepath.Join(n.dir, "join.log"))
 	if err != nil {
 		return err
