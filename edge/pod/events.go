@@ -23,6 +23,8 @@ const (
 	eventBurst  = 3
 	eventEvery  = 5 * time.Minute
 	eventMemory = 1024 // series that are remembered
+	// eventPatience is how long an event waits for others, as it is no state and nobody waits for it.
+	eventPatience = time.Second
 	// eventSimilar is how many events may differ in their message alone.
 	eventSimilar = 10
 )
@@ -59,6 +61,12 @@ func (e *events) serve(ctx context.Context) {
 	for {
 		select {
 		case <-e.wake:
+			// The disk has better things to do while pods start; what comes meanwhile goes in the same
+			// commit.
+			select {
+			case <-time.After(eventPatience):
+			case <-ctx.Done():
+			}
 			e.flush()
 		case <-ctx.Done():
 			e.flush()

@@ -327,3 +327,17 @@ func (n *node) reboot() {
 	must(n.t, n.containerd.Start(n.t.Context()))
 	n.start()
 }
+
+// awaitEvents polls until events with all these reasons are in the outbox.
+func (n *node) awaitEvents(p *corev1.Pod, reasons ...string) {
+	n.t.Helper()
+	n.await("events", func() error {
+		have := n.events(p.UID)
+		for _, r := range reasons {
+			if have[r] == "" {
+				return fmt.Errorf("no %s among %v", r, have)
+			}
+		}
+		return nil
+	})
+}
