@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/holdfast-edge/holdfast/common/wire"
@@ -45,7 +46,15 @@ func (w *worker) prepare(a plan.Action) func(context.Context) outcome {
 	p := w.pod
 	switch a.Verb {
 	case plan.StartSandbox:
-		return func(ctx context.Context) outcome { return w.m.startSandbox(ctx, w.uid, p, a) }
+		// What is made from here on must be found again after a crash, also when the pod is deleted meanwhile.
+		var state []byte
+		if !w.saved {
+			var err error
+			if state, err = w.record.marshal(); err != nil {
+				w.log.Error("pod's memory cannot be encoded", "err", err)
+			}
+		}
+		return func(ctx context.Context) outcome { return w.m.startSandbox(ctx, w.uid, p, a, state) }
 	case plan.StartContainer:
 		return w.prepareStart(a)
 	case plan.StopContainer:
@@ -212,8 +221,12 @@ func (m *Manager) sandboxSpec(p *corev1.Pod, attempt uint32) runtime.SandboxSpec
 	return s
 }
 
-// startSandbox mounts the pod's volumes, makes its cgroup and its sandbox.
-func (m *Manager) startSandbox(ctx context.Context, uid string, p *corev1.Pod, a plan.Action) outcome {
+// startSandbox mounts the pod's volumes, makes its cgroup and its sandbox. A state is stored meanwhile.
+func (m *Manager) startSandbox(ctx context.Context, uid string, p *corev1.Pod, a plan.Action, state []byte) outcome {
+	var writes errgroup.Group
+	if state != nil {
+		writes.Go(func() error { return m.o.Store.SetPodState(ctx, uid, state) })
+	}
 	id, err := func() (string, error) {
 		release, err := m.slot(ctx)
 		if err != nil {
@@ -231,8 +244,10 @@ func (m *Manager) startSandbox(ctx context.Context, uid string, p *corev1.Pod, a
 		}
 		return m.o.Runtime.RunSandbox(ctx, m.sandboxSpec(p, a.Attempt))
 	}()
+	stored := writes.Wait()
 	return func(w *worker) {
 		w.stale = true
+		w.saved = w.saved || state != nil && stored == nil
 		switch {
 		case err == nil:
 			delete(w.hold, "")

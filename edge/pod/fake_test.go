@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/holdfast-edge/holdfast/edge/runtime"
 	"github.com/holdfast-edge/holdfast/edge/runtime/runtimetest"
@@ -188,6 +190,48 @@ func TestRuntimeThatDoesNotAnswerIsWaitedFor(t *testing.T) {
 	}
 	n.fake.Fail("Inspect", nil)
 	n.awaitStatus(p, "restarted", func(s *corev1.PodStatus) bool { return ready(s) && s.ContainerStatuses[0].RestartCount == 1 })
+}
+
+// TestDeletedPodThatIsLongGoneKeepsItsLastStatus: the apiserver may keep a pod for its finalizers; a node that
+// comes up again and knows nothing of it must not say that it failed.
+func TestDeletedPodThatIsLongGoneKeepsItsLastStatus(t *testing.T) {
+	n := newFakeNode(t, image.BusyboxName)
+	p := busyboxPod("job", "")
+	now := metav1.Now()
+	p.DeletionTimestamp = &now
+	n.apply(p)
+	n.await("gone", func() error {
+		if !n.gone(p.UID) {
+			return errStill
+		}
+		return nil
+	})
+	if s := n.status(p.UID); s != nil {
+		t.Errorf("a status was reported: %v", s)
+	}
+}
+
+func TestPodThatNeverStartedIsFoundAfterACrash(t *testing.T) {
+	n := newFakeNode(t, image.BusyboxName)
+	n.fake.Fail("RunSandbox", func(context.Context, string) error { return runtime.ErrUnavailable })
+	p := busyboxPod("web", "")
+	n.apply(p)
+	n.await("a record before the first sandbox", func() error {
+		_, err := n.store.PodState(t.Context(), string(p.UID))
+		return err
+	})
+	n.halt()
+	n.remove(p)
+	n.start()
+	n.await("cleared away", func() error {
+		if _, err := n.store.PodState(t.Context(), string(p.UID)); !errors.Is(err, store.ErrNotFound) {
+			return errStill
+		}
+		if _, err := os.Stat(filepath.Join(n.dir, "pods", string(p.UID))); !os.IsNotExist(err) {
+			return errStill
+		}
+		return nil
+	})
 }
 
 func TestIdlePodsCostNoCalls(t *testing.T) {

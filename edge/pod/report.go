@@ -144,6 +144,11 @@ func (w *worker) report(ctx context.Context, p plan.Plan) {
 	if w.pod.Namespace == "" || w.vanished {
 		return
 	}
+	// A pod that is to go and of which nothing is left or remembered: what was last reported of it stands
+	// (it may have succeeded long ago), and that it is gone is said next.
+	if w.record.Ending != nil && w.reported == nil && w.record.Phase == "" && len(w.seen.Containers) == 0 && len(w.record.Memory.Attempts) == 0 {
+		return
+	}
 	if w.soon(&s) {
 		w.again(reportPatience)
 		return
