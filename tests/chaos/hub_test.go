@@ -104,16 +104,9 @@ func hello(versions ...uint32) *wire.EdgeMessage {
 	}}}
 }
 
-func TestTheHubOutlivesWhateverComesThroughItsDoor(t *testing.T) {
-	t.Parallel()
-	s := scene.New(t)
-	honest := s.Node("honest", world.NodeOptions{})
-	victim := s.Node("victim", world.NodeOptions{})
-	s.Start("before", honest, nil)
-	s.Must(victim.KillEdgecore())
-	h := newHostile(s, victim)
-
-	t.Run("without a certificate", func(t *testing.T) {
+// strangers knock without a certificate that the hub could know.
+func (h *hostile) strangers(name string) {
+	h.Run("without a certificate", func(t *testing.T) {
 		client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: h.pool, MinVersion: tls.VersionTLS13}}, Timeout: 30 * time.Second}
 		answer, err := client.Get("https://" + h.hub + "/v1/link")
 		if err != nil {
@@ -124,9 +117,9 @@ func TestTheHubOutlivesWhateverComesThroughItsDoor(t *testing.T) {
 			t.Errorf("status %d, want 401", answer.StatusCode)
 		}
 	})
-	t.Run("with a certificate of another CA", func(t *testing.T) {
+	h.Run("with a certificate of another CA", func(t *testing.T) {
 		// A polite client sends no certificate that the hub does not ask for.
-		own := selfSigned(t, honest.Name)
+		own := selfSigned(t, name)
 		conn, err := tls.Dial("tcp", h.hub, &tls.Config{
 			RootCAs: h.pool, MinVersion: tls.VersionTLS13,
 			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &own, nil },
@@ -139,7 +132,7 @@ func TestTheHubOutlivesWhateverComesThroughItsDoor(t *testing.T) {
 			t.Errorf("the handshake: %v, want it refused", err)
 		}
 	})
-	t.Run("bytes that are no TLS", func(t *testing.T) {
+	h.Run("bytes that are no TLS", func(t *testing.T) {
 		conn, err := net.Dial("tcp", h.hub)
 		if err != nil {
 			t.Fatal(err)
@@ -149,6 +142,60 @@ func TestTheHubOutlivesWhateverComesThroughItsDoor(t *testing.T) {
 			t.Logf("it hung up early: %v", err)
 		}
 	})
+}
+
+// forge reports, in the stolen name, about a pod that runs on another node.
+func (h *hostile) forge(pod *corev1.Pod) {
+	h.Helper()
+	forged := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID}, Status: corev1.PodStatus{Phase: corev1.PodFailed, Message: "forged"}}
+	payload, err := forged.Marshal()
+	if err != nil {
+		h.Fatal(err)
+	}
+	conn := h.dial()
+	defer conn.Close()
+	for _, m := range []*wire.EdgeMessage{
+		hello(1),
+		{Body: &wire.EdgeMessage_Report{Report: &wire.Report{Id: 1, Kind: wire.ReportKind_REPORT_POD_STATUS, Payload: payload}}},
+		{Body: &wire.EdgeMessage_Report{Report: &wire.Report{Id: 2, Kind: wire.ReportKind_REPORT_POD_GONE, Payload: payload}}},
+	} {
+		if err := conn.Send(h.Ctx, h.encode(m)); err != nil {
+			h.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(h.Ctx, time.Minute)
+	defer cancel()
+	for answers := 0; answers < 2; {
+		b, err := conn.Recv(ctx)
+		if err != nil {
+			h.Fatal(err)
+		}
+		m, err := wire.DecodeHub(b)
+		if err != nil {
+			h.Fatal(err)
+		}
+		if r := m.GetReportResult(); r != nil {
+			answers++
+			if r.Code != wire.ResultCode_RESULT_REJECTED {
+				h.Errorf("report %d was answered %v, want REJECTED", r.Id, r.Code)
+			}
+		}
+	}
+	if after := h.Get(pod.Name); after.Status.Phase != corev1.PodRunning || after.DeletionTimestamp != nil {
+		h.Errorf("a forged report reached the pod: phase %s, deleted %v", after.Status.Phase, after.DeletionTimestamp)
+	}
+}
+
+func TestTheHubOutlivesWhateverComesThroughItsDoor(t *testing.T) {
+	t.Parallel()
+	s := scene.New(t)
+	honest := s.Node("honest", world.NodeOptions{})
+	victim := s.Node("victim", world.NodeOptions{})
+	s.Start("before", honest, nil)
+	s.Must(victim.KillEdgecore())
+	h := newHostile(s, victim)
+
+	h.strangers(honest.Name)
 	for name, messages := range map[string][][]byte{
 		"garbage":                    {bytes.Repeat([]byte{0xff}, 100)},
 		"an empty message":           {nil},
@@ -191,46 +238,7 @@ func TestTheHubOutlivesWhateverComesThroughItsDoor(t *testing.T) {
 		}
 	})
 
-	t.Run("a report about a pod of another node", func(t *testing.T) {
-		pod := s.Get("before")
-		forged := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID}, Status: corev1.PodStatus{Phase: corev1.PodFailed, Message: "forged"}}
-		payload, err := forged.Marshal()
-		if err != nil {
-			t.Fatal(err)
-		}
-		conn := h.dial()
-		defer conn.Close()
-		for _, m := range []*wire.EdgeMessage{
-			hello(1),
-			{Body: &wire.EdgeMessage_Report{Report: &wire.Report{Id: 1, Kind: wire.ReportKind_REPORT_POD_STATUS, Payload: payload}}},
-			{Body: &wire.EdgeMessage_Report{Report: &wire.Report{Id: 2, Kind: wire.ReportKind_REPORT_POD_GONE, Payload: payload}}},
-		} {
-			if err := conn.Send(s.Ctx, h.encode(m)); err != nil {
-				t.Fatal(err)
-			}
-		}
-		ctx, cancel := context.WithTimeout(s.Ctx, time.Minute)
-		defer cancel()
-		for answers := 0; answers < 2; {
-			b, err := conn.Recv(ctx)
-			if err != nil {
-				t.Fatal(err)
-			}
-			m, err := wire.DecodeHub(b)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if r := m.GetReportResult(); r != nil {
-				answers++
-				if r.Code != wire.ResultCode_RESULT_REJECTED {
-					t.Errorf("report %d was answered %v, want REJECTED", r.Id, r.Code)
-				}
-			}
-		}
-		if after := s.Get("before"); after.Status.Phase != corev1.PodRunning || after.DeletionTimestamp != nil {
-			t.Errorf("a forged report reached the pod: phase %s, deleted %v", after.Status.Phase, after.DeletionTimestamp)
-		}
-	})
+	h.forge(s.Get("before"))
 
 	// Nobody else noticed.
 	s.Start("after", honest, nil)
