@@ -63,7 +63,7 @@ func (w *worker) prepare(a plan.Action) func(context.Context) outcome {
 		return func(ctx context.Context) outcome {
 			err := w.m.idle(ctx, a, func() error { return w.m.o.Runtime.StopSandbox(ctx, a.ID) })
 			return func(w *worker) {
-				if w.ok(err, "") {
+				if w.ok(err, holdKey(a)) {
 					w.stopped[a.ID] = true
 					w.markSandbox(a.ID)
 				}
@@ -72,7 +72,7 @@ func (w *worker) prepare(a plan.Action) func(context.Context) outcome {
 	case plan.RemoveSandbox:
 		return func(ctx context.Context) outcome {
 			err := w.m.idle(ctx, a, func() error { return w.m.o.Runtime.RemoveSandbox(ctx, a.ID) })
-			return func(w *worker) { w.stale = w.ok(err, "") || w.stale }
+			return func(w *worker) { w.stale = w.ok(err, holdKey(a)) || w.stale }
 		}
 	case plan.RemoveContainer:
 		log, message := w.filesOf(a.ID)
@@ -84,7 +84,7 @@ func (w *worker) prepare(a plan.Action) func(context.Context) outcome {
 			if err == nil && message != "" {
 				os.Remove(message) // one that stays is removed with the pod
 			}
-			return func(w *worker) { w.stale = w.ok(err, a.Name) || w.stale }
+			return func(w *worker) { w.stale = w.ok(err, holdKey(a)) || w.stale }
 		}
 	}
 	return w.prepareRelease(a)
@@ -291,7 +291,7 @@ func (w *worker) prepareStop(a plan.Action) func(context.Context) outcome {
 		err := w.m.stop(ctx, p, spec, ip, a, running)
 		return func(w *worker) {
 			w.stale = true
-			if w.ok(err, a.Name) {
+			if w.ok(err, holdKey(a)) {
 				delete(w.unhealthy, a.ID)
 			}
 		}

@@ -231,6 +231,9 @@ func (m *Manager) begin(ctx context.Context) error {
 	}
 	// Pods which are no longer wanted but were not cleared away before the power went.
 	for uid, b := range states {
+		if _, err := m.o.Store.Pod(ctx, uid); !errors.Is(err, store.ErrNotFound) {
+			continue // it is wanted though it cannot be read: what runs of it runs on
+		}
 		m.worker(uid, b).tell(func(in *inbox) { in.vanished, in.seen, in.looked = true, seen[uid], true })
 	}
 	return nil
@@ -314,7 +317,13 @@ func (m *Manager) changed(ctx context.Context, c store.Change) {
 			m.log.Error("pod cannot be read", "pod", c.Namespace+"/"+c.Name, "uid", c.UID, "err", err)
 			return
 		}
-		m.worker(c.UID, nil).tell(func(in *inbox) { in.pod = p })
+		var state []byte // of a pod that could not be read before
+		if m.existing(c.UID) == nil {
+			if state, err = m.o.Store.PodState(ctx, c.UID); err != nil && !errors.Is(err, store.ErrNotFound) {
+				m.log.Error("what was remembered of the pod cannot be read", "pod", c.Namespace+"/"+c.Name, "uid", c.UID, "err", err)
+			}
+		}
+		m.worker(c.UID, state).tell(func(in *inbox) { in.pod = p })
 	case wire.Kind_KIND_CONFIG_MAP, wire.Kind_KIND_SECRET:
 		for _, w := range m.all() {
 			if w.refersTo(c) {
@@ -368,8 +377,8 @@ func (m *Manager) orphans(ctx context.Context, seen map[string]*runtime.Pod) {
 		if err != nil || len(state) == 0 {
 			continue
 		}
-		if _, err := m.o.Store.Pod(ctx, uid); err == nil {
-			continue // told in a moment
+		if _, err := m.o.Store.Pod(ctx, uid); !errors.Is(err, store.ErrNotFound) {
+			continue // told in a moment, or it cannot be read: then what runs of it runs on
 		}
 		m.log.Info("removing a pod that nobody wants", "pod", p.Namespace+"/"+p.Name, "uid", uid)
 		m.worker(uid, state).tell(func(in *inbox) { in.vanished, in.seen, in.looked = true, p, true })

@@ -105,6 +105,7 @@ func addressed(p *corev1.Pod, podIPs, hostIPs []string) *corev1.Pod {
 // refresh brings the volumes of a running pod up to date with what they show.
 func (w *worker) refresh(ctx context.Context) {
 	if w.record.Ending != nil || w.record.Memory.Outcome != nil || w.sandbox() == nil {
+		w.tokensDue = 0 // nobody reads them now; left as it is, it would be due again at once and for ever
 		return
 	}
 	p := addressed(w.pod, w.podIPs(), w.m.o.HostIPs())

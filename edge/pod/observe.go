@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/holdfast-edge/holdfast/edge/plan"
@@ -62,6 +63,11 @@ func (w *worker) see(p *runtime.Pod) {
 	forget(w.begun, live)
 	forget(w.stopped, live)
 	forget(w.hooked, live)
+	for key := range w.hold {
+		if id, of := strings.CutPrefix(key, heldID); of && !live[id] {
+			delete(w.hold, key)
+		}
+	}
 	w.publish()
 }
 

@@ -133,7 +133,7 @@ func TestCrashingContainerIsHeldBack(t *testing.T) {
 	})
 }
 
-func TestKilledContainerRestartsAtOnceWithoutEdgecoreNoticingTwice(t *testing.T) {
+func TestKilledContainerRestartsAndItsNeighbourDoesNot(t *testing.T) {
 	n := newNode(t)
 	p := busyboxPod("victim", "trap 'exit 0' TERM; while :; do sleep 1; done")
 	p.Spec.Containers = append(p.Spec.Containers, shell("other", "trap 'exit 0' TERM; while :; do sleep 1; done"))

@@ -193,6 +193,9 @@ func (w *worker) landed(s *start, crash plan.Crash, err error) {
 		reason, first, most = pull.reason, pull.wait, pull.wait
 	case errors.As(err, &failed):
 		reason = failed.reason
+		if reason == "RunContainerError" {
+			most = plan.BackOffMax // each attempt counts as a restart, and is told
+		}
 	}
 	if s.running { // the hook failed: the container goes
 		w.unhealthy[s.created] = plan.Unhealthy{Message: "FailedPostStartHook"}

@@ -176,6 +176,10 @@ func (w *worker) turn(ctx context.Context, in inbox) {
 	w.renew(ctx)
 	p := w.plan()
 	for _, a := range p.Actions {
+		if wait := w.hold[holdKey(a)].until - w.m.clock.Mono(); a.ID != "" && wait > 0 {
+			w.again(wait) // the plan says what is to be done, not how often it has failed
+			continue
+		}
 		w.begin(ctx, a)
 	}
 	if w.isGone() {
@@ -332,8 +336,8 @@ func (w *worker) end(grace time.Duration) {
 	}
 	if e == nil {
 		w.log.Info("pod is to end", "grace", grace)
-		delete(w.hold, "")
 	}
+	clear(w.hold)
 	w.record.Ending = &plan.Ending{Since: now, Grace: grace}
 	// What is under way for its start has no purpose any more.
 	for _, f := range w.flights {
@@ -427,6 +431,18 @@ func (w *worker) begin(ctx context.Context, a plan.Action) {
 		})
 	}()
 }
+
+// holdKey is under what it is noted that an action failed: the sandbox or container that it is about, the
+// container that is to start, or "" for the pod as a whole.
+func holdKey(a plan.Action) string {
+	if a.ID != "" {
+		return heldID + a.ID
+	}
+	return a.Name
+}
+
+// heldID keeps ids apart from the names of containers.
+const heldID = "id:"
 
 // failed notes that something did not work and is tried again later, waiting twice as long each time.
 func (w *worker) failed(key string, first, most time.Duration) time.Duration {
