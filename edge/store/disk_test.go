@@ -150,6 +150,28 @@ func TestOldestEventsAreDroppedAndCounted(t *testing.T) {
 	}
 }
 
+// TestEventsWithAKeyAreBoundedToo: a node that is offline for a month, with names that change at each restart of
+// edgecore, must not fill its disk.
+func TestEventsWithAKeyAreBoundedToo(t *testing.T) {
+	ctx := context.Background()
+	s := openAt(t, filepath.Join(t.TempDir(), "store.db"), Options{MaxEvents: 3})
+	for _, key := range []string{"u1", "u2", "u3", "u4", "u5"} {
+		must(t, s.PutReport(ctx, Report{wire.ReportKind_REPORT_POD_STATUS, key, []byte("status")}))
+	}
+	for _, key := range []string{"a", "b", "c", "a", "d", "d", "d"} { // each replaces its namesake
+		must(t, s.PutReport(ctx, Report{wire.ReportKind_REPORT_EVENT, key, []byte(key)}))
+	}
+	out, err := s.Outbox(ctx, 5, 1000)
+	must(t, err)
+	kept := ""
+	for _, r := range out {
+		kept += string(r.Payload)
+	}
+	if c, err := s.Counts(ctx); err != nil || kept != "cad" || c.Outbox != 8 || c.EventsDropped != 1 {
+		t.Errorf("events %q, counts %+v, %v; want the last three and every status", kept, c, err)
+	}
+}
+
 func TestManyWritersAtOnce(t *testing.T) {
 	ctx := context.Background()
 	s := openTemp(t)

@@ -15,8 +15,8 @@ import (
 type Report struct {
 	Kind wire.ReportKind
 	// Key names what the report is about; a later report of the same kind and key
-	// replaces the earlier one. Reports without a key are all kept in their order,
-	// up to Options.MaxEvents.
+	// replaces the earlier one. Reports without a key are all kept in their order.
+	// Of these, and of events with a key, there are at most Options.MaxEvents.
 	Key     string
 	Payload []byte
 }
@@ -29,18 +29,22 @@ func (s *Store) PutReport(ctx context.Context, r Report) error {
 	var dropped int64
 	err := s.write(ctx, func(tx *gorm.DB) error {
 		dropped = 0
+		more := true // rows than before
 		if r.Key != "" {
-			if err := tx.Where("kind = ? AND key = ?", int32(r.Kind), r.Key).Delete(&outboxRow{}).Error; err != nil {
-				return err
+			res := tx.Where("kind = ? AND key = ?", int32(r.Kind), r.Key).Delete(&outboxRow{})
+			if res.Error != nil {
+				return res.Error
 			}
+			more = res.RowsAffected == 0
 		}
 		if err := tx.Create(&outboxRow{Kind: int32(r.Kind), Key: r.Key, Payload: r.Payload}).Error; err != nil {
 			return err
 		}
-		if r.Key != "" {
+		event := int32(wire.ReportKind_REPORT_EVENT)
+		if !more || r.Key != "" && int32(r.Kind) != event {
 			return nil
 		}
-		oldest := tx.Model(&outboxRow{}).Select("id").Where("key = ''").Order("id DESC").Offset(s.opts.MaxEvents).Limit(-1)
+		oldest := tx.Model(&outboxRow{}).Select("id").Where("key = '' OR kind = ?", event).Order("id DESC").Offset(s.opts.MaxEvents).Limit(-1)
 		res := tx.Where("id IN (?)", oldest).Delete(&outboxRow{})
 		if res.Error != nil || res.RowsAffected == 0 {
 			return res.Error

@@ -23,8 +23,8 @@ import (
 // Options of Open; the zero value is what edgecore uses.
 type Options struct {
 	Log *slog.Logger
-	// MaxEvents bounds the reports without a key (events) in the outbox; the
-	// oldest is dropped and counted. 0 means 1000.
+	// MaxEvents bounds the events, and other reports without a key, in the outbox;
+	// the oldest is dropped and counted. 0 means 1000.
 	MaxEvents int
 	// CopyAfter is how long after Open the first good copy is made (0: 1 min),
 	// CopyEvery the shortest time between two copies (0: 1 h). A store in which
