@@ -34,8 +34,12 @@ const defaultTokenLife = 3600 // seconds, as Kubernetes has it
 // ErrNoToken is wrapped when a pod's first token cannot be had: the node has no line yet.
 var ErrNoToken = errors.New("no token is stored and the hub cannot be asked")
 
-// tokenPatience bounds how long a pod's start waits for the hub's answer.
-const tokenPatience = 20 * time.Second
+// tokenPatience bounds how long a pod's start waits for the hub's answer; renewPatience does when there is a
+// token already: a hub that is slow to answer must not hold up a node full of pods.
+const (
+	tokenPatience = 20 * time.Second
+	renewPatience = 3 * time.Second
+)
 
 // Token returns the pod's token for that audience.
 func (t *Tokens) Token(ctx context.Context, p *corev1.Pod, want *corev1.ServiceAccountTokenProjection) (string, error) {
@@ -52,23 +56,57 @@ func (t *Tokens) Token(ctx context.Context, p *corev1.Pod, want *corev1.ServiceA
 		return "", err
 	}
 	now := t.clock.Wall()
-	if have != nil && now.Before(renewal(have)) {
+	if have != nil && left(have, now) > 0 {
 		return have.Token, nil
 	}
-	got, err := t.fetch(ctx, p, account, want.Audience, life)
-	switch {
-	case err == nil:
-		return got, nil
-	case have != nil && ctx.Err() == nil:
-		return have.Token, nil
+	fetch := func(ctx context.Context) (string, error) {
+		ctx, cancel := context.WithTimeout(ctx, tokenPatience)
+		defer cancel()
+		return t.fetch(ctx, p, account, want.Audience, life)
 	}
-	return "", fmt.Errorf("token of service account %s/%s for pod %s: %w", p.Namespace, account, p.Name, err)
+	if have != nil {
+		return renewed(ctx, have.Token, fetch), nil
+	}
+	got, err := fetch(ctx)
+	if err != nil {
+		return "", fmt.Errorf("token of service account %s/%s for pod %s: %w", p.Namespace, account, p.Name, err)
+	}
+	return got, nil
 }
 
-// renewal is when a token is asked for anew.
-func renewal(t *store.Token) time.Time {
-	return t.Issued.Add(t.Expires.Sub(t.Issued) * 8 / 10)
+// renewed is the new token if it comes soon, else the old one. One that comes later is stored all the same, and found
+// when the pod's tokens are looked at again in a minute.
+func renewed(ctx context.Context, old string, fetch func(context.Context) (string, error)) string {
+	got := make(chan string, 1)
+	go func() {
+		token, err := fetch(context.WithoutCancel(ctx))
+		if err != nil {
+			token = old
+		}
+		got <- token
+	}()
+	patience := time.NewTimer(renewPatience)
+	defer patience.Stop()
+	select {
+	case token := <-got:
+		return token
+	case <-patience.C:
+	case <-ctx.Done():
+	}
+	return old
 }
+
+// left is how long until a token is asked for anew. A token of the future was stored by a clock that was
+// wrong then, or this one is wrong now.
+func left(t *store.Token, now time.Time) time.Duration {
+	if now.Before(t.Issued.Add(-tokenSlack)) {
+		return 0
+	}
+	return t.Issued.Add(t.Expires.Sub(t.Issued) * 8 / 10).Sub(now)
+}
+
+// tokenSlack is how far a clock that is set right may go back without a word.
+const tokenSlack = 5 * time.Minute
 
 // stored finds the pod's token for that purpose, nil when there is none.
 func (t *Tokens) stored(ctx context.Context, p *corev1.Pod, account, audience string, life int64) (*store.Token, error) {
@@ -89,8 +127,6 @@ func (t *Tokens) fetch(ctx context.Context, p *corev1.Pod, account, audience str
 	if t.ask == nil {
 		return "", ErrNoToken
 	}
-	ctx, cancel := context.WithTimeout(ctx, tokenPatience)
-	defer cancel()
 	ask := &wire.TokenAsk{Namespace: p.Namespace, ServiceAccount: account, PodName: p.Name, PodUid: string(p.UID), ExpirationSeconds: life}
 	if audience != "" {
 		ask.Audiences = []string{audience}
@@ -102,12 +138,13 @@ func (t *Tokens) fetch(ctx context.Context, p *corev1.Pod, account, audience str
 	if answer.GetCode() != wire.ResultCode_RESULT_ACCEPTED {
 		return "", fmt.Errorf("the hub gave none: %s", answer.GetMessage())
 	}
-	issued := t.clock.Wall()
+	// Both times are this node's: by a clock that is years ahead of the hub's the token would be due for ever.
+	issued, expires := t.clock.Wall(), time.Unix(answer.GetExpiresUnix(), 0)
 	if ms := answer.GetHubTimeUnixMs(); ms > 0 {
-		issued = time.UnixMilli(ms)
+		expires = issued.Add(expires.Sub(time.UnixMilli(ms)))
 	}
 	err = t.store.PutToken(ctx, store.Token{PodUID: string(p.UID), ServiceAccount: account, Audience: audience, ExpirationSeconds: life,
-		Token: answer.GetToken(), Issued: issued, Expires: time.Unix(answer.GetExpiresUnix(), 0)})
+		Token: answer.GetToken(), Issued: issued, Expires: expires})
 	if err != nil {
 		return "", err
 	}
@@ -127,7 +164,7 @@ func (t *Tokens) Due(ctx context.Context, p *corev1.Pod) (time.Duration, error) 
 	due := time.Duration(0)
 	for i := range list {
 		// A token that should be new by now but is not (the line is cut) is tried again in a minute.
-		if d := max(renewal(&list[i]).Sub(now), time.Minute); due == 0 || d < due {
+		if d := max(left(&list[i], now), time.Minute); due == 0 || d < due {
 			due = d
 		}
 	}
