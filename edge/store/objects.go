@@ -98,7 +98,7 @@ func (s *Store) Pods(ctx context.Context) ([]*corev1.Pod, error) {
 	pods := make([]*corev1.Pod, 0, len(rows))
 	for _, r := range rows {
 		pod := new(corev1.Pod)
-		if err := decode(r, pod); err != nil {
+		if err := decodePod(r, pod); err != nil {
 			s.log.Error("a stored pod cannot be read and is left alone", "pod", r.Namespace+"/"+r.Name, "uid", r.UID, "err", err)
 			continue
 		}
@@ -109,8 +109,15 @@ func (s *Store) Pods(ctx context.Context) ([]*corev1.Pod, error) {
 
 // Pod returns the pod with that uid, or ErrNotFound.
 func (s *Store) Pod(ctx context.Context, uid string) (*corev1.Pod, error) {
+	var rows []objectRow
+	if err := s.read(ctx).Where("kind = ? AND uid = ?", int32(wire.Kind_KIND_POD), uid).Limit(1).Find(&rows).Error; err != nil {
+		return nil, fmt.Errorf("read pod with uid %s: %w", uid, s.explain(err))
+	}
+	if len(rows) == 0 {
+		return nil, fmt.Errorf("pod with uid %s: %w", uid, ErrNotFound)
+	}
 	pod := new(corev1.Pod)
-	return pod, s.object(ctx, pod, "pod with uid "+uid, "kind = ? AND uid = ?", int32(wire.Kind_KIND_POD), uid)
+	return pod, decodePod(rows[0], pod)
 }
 
 // ConfigMap returns the ConfigMap of that name, or ErrNotFound.
@@ -150,6 +157,18 @@ func (s *Store) object(ctx context.Context, into message, what, where string, ar
 
 // message is what Kubernetes' generated types have.
 type message interface{ Unmarshal([]byte) error }
+
+// decodePod also holds the pod against what it was sent as: wire has checked the names there, and from a pod's own
+// names paths are made and removed.
+func decodePod(r objectRow, pod *corev1.Pod) error {
+	if err := decode(r, pod); err != nil {
+		return err
+	}
+	if string(pod.UID) != r.UID || pod.Namespace != r.Namespace || pod.Name != r.Name {
+		return fmt.Errorf("stored pod %s/%s (uid %s) calls itself %q/%q (uid %q)", r.Namespace, r.Name, r.UID, pod.Namespace, pod.Name, pod.UID)
+	}
+	return nil
+}
 
 func decode(r objectRow, into message) error {
 	if err := into.Unmarshal(r.Payload); err != nil {

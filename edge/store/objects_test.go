@@ -304,3 +304,20 @@ func eventually(t *testing.T, what string, ok func() bool) {
 		}
 	}
 }
+
+func TestPodThatCallsItselfOtherwiseIsNotRun(t *testing.T) {
+	s := openTemp(t)
+	for _, p := range []*corev1.Pod{
+		{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "till", UID: "../../../etc"}},
+		{ObjectMeta: metav1.ObjectMeta{Namespace: "../..", Name: "till", UID: "u1"}},
+		{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "/etc", UID: "u1"}},
+	} {
+		apply(t, s, []*wire.Object{object(t, wire.Kind_KIND_POD, "shop", "till", "u1", p), podObject(t, "shop", "other", "u2", "other:1")})
+		if pods, err := s.Pods(t.Context()); err != nil || len(pods) != 1 || pods[0].Name != "other" {
+			t.Errorf("pods %v, %v; want the other alone", pods, err)
+		}
+		if got, err := s.Pod(t.Context(), "u1"); err == nil || errors.Is(err, ErrNotFound) {
+			t.Errorf("pod %v, %v; want an error that is not its absence", got, err)
+		}
+	}
+}
