@@ -9,6 +9,9 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 # edgecore holds SQLite, which is C. Linked statically it runs on any distribution.
 EDGE_TAGS := netgo,osusergo,sqlite_omit_load_extension
 EDGE_LDFLAGS := $(LDFLAGS) -linkmode external -extldflags "-static"
+# The version is stamped above: what git thinks of the checkout must not make a
+# build fail, nor a binary anew while tests run it.
+REPEATABLE := -trimpath -buildvcs=false
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 ROOMS := ./...
 FUZZTIME ?= 30s
@@ -22,8 +25,8 @@ packages: ## install what building and testing need from Debian's packages (as r
 	@build/packages/install.sh
 
 build: ## build edgecore, cloudcore, holdfast and controlplane into _output
-	CGO_ENABLED=1 go build -trimpath -tags $(EDGE_TAGS) -ldflags '$(EDGE_LDFLAGS)' -o $(OUTPUT)/edgecore ./edge/cmd/edgecore
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $(OUTPUT)/ ./cloud/cmd/cloudcore ./common/cmd/holdfast
+	CGO_ENABLED=1 go build $(REPEATABLE) -tags $(EDGE_TAGS) -ldflags '$(EDGE_LDFLAGS)' -o $(OUTPUT)/edgecore ./edge/cmd/edgecore
+	CGO_ENABLED=0 go build $(REPEATABLE) -ldflags '$(LDFLAGS)' -o $(OUTPUT)/ ./cloud/cmd/cloudcore ./common/cmd/holdfast
 	$(MAKE) --no-print-directory -C build/controlplane build VERSION=$(VERSION)
 	cp -u --remove-destination build/controlplane/_output/controlplane $(OUTPUT)/controlplane
 
@@ -33,8 +36,8 @@ cross: ## build edgecore and holdfast for arm64 and armv7 into _output/linux-*
 
 # for_edge ARCH,ARM VERSION,C COMPILER PREFIX
 define for_edge
-	GOOS=linux GOARCH=$(1) GOARM=$(2) CGO_ENABLED=1 CC=$(3)-gcc go build -trimpath -tags $(EDGE_TAGS) -ldflags '$(EDGE_LDFLAGS)' -o $(OUTPUT)/linux-$(1)$(addprefix v,$(2))/edgecore ./edge/cmd/edgecore
-	GOOS=linux GOARCH=$(1) GOARM=$(2) CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $(OUTPUT)/linux-$(1)$(addprefix v,$(2))/holdfast ./common/cmd/holdfast
+	GOOS=linux GOARCH=$(1) GOARM=$(2) CGO_ENABLED=1 CC=$(3)-gcc go build $(REPEATABLE) -tags $(EDGE_TAGS) -ldflags '$(EDGE_LDFLAGS)' -o $(OUTPUT)/linux-$(1)$(addprefix v,$(2))/edgecore ./edge/cmd/edgecore
+	GOOS=linux GOARCH=$(1) GOARM=$(2) CGO_ENABLED=0 go build $(REPEATABLE) -ldflags '$(LDFLAGS)' -o $(OUTPUT)/linux-$(1)$(addprefix v,$(2))/holdfast ./common/cmd/holdfast
 endef
 
 test: packages build ## run every test (as root)
