@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // stageVariable tells a re-executed program how far inside it is.
@@ -157,7 +158,8 @@ func vacate(dir string) error {
 		return fmt.Errorf("vacate the world: %w", err)
 	}
 	for _, m := range mounts {
-		if err := syscall.Unmount(m, syscall.MNT_DETACH); err != nil {
+		// One that lay on another may have gone with it.
+		if err := syscall.Unmount(m, syscall.MNT_DETACH); err != nil && err != syscall.EINVAL && err != syscall.ENOENT {
 			return fmt.Errorf("vacate the world: unmount %s: %w", m, err)
 		}
 	}
@@ -205,13 +207,25 @@ func removeCgroup(root string) error {
 		return fmt.Errorf("remove cgroup %s: %w", root, err)
 	}
 	slices.Reverse(groups)
+	deadline := time.Now().Add(burial)
 	for _, group := range groups {
-		if err := os.Remove(group); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove cgroup %s: %w", group, err)
+		for {
+			err := os.Remove(group)
+			if err == nil || errors.Is(err, fs.ErrNotExist) {
+				break
+			}
+			if !errors.Is(err, syscall.EBUSY) || time.Now().After(deadline) {
+				return fmt.Errorf("remove cgroup %s: %w", group, err)
+			}
+			time.Sleep(20 * time.Millisecond)
 		}
 	}
 	return nil
 }
+
+// burial bounds the wait for the kernel to take dead processes out of their
+// cgroup, which stays busy for a moment after they have been reaped.
+const burial = 60 * time.Second
 
 // run executes a short command and puts its output into the error.
 func run(name string, args ...string) error {
