@@ -60,7 +60,7 @@ type session struct {
 
 // Limits of one session.
 const (
-	maxBacklog = 64              // reports and token requests taken and not answered; beyond, the hub stops reading
+	maxBacklog = 64              // reports and token requests taken whose answers are not on the line; beyond, the hub stops reading
 	maxAsking  = 4               // token requests at a time
 	sendGrace  = 2 * time.Second // for a send at the session's end
 )
@@ -119,7 +119,7 @@ func (s *session) run(ctx context.Context) error {
 			return err
 		}
 		in := s.incoming
-		if s.reports.total+s.asking >= maxBacklog {
+		if s.reports.total+s.asking+len(s.replies) >= maxBacklog {
 			in = nil
 		}
 		var err error

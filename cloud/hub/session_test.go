@@ -111,7 +111,8 @@ type rig struct {
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	r := &rig{
-		Hub:     linktest.StartHub(t, linktest.NewCA(t), link.DefaultTiming()),
+		// Nothing that a slow machine might cause ends a connection.
+		Hub:     linktest.StartHub(t, linktest.NewCA(t), link.Timing{KeepAlive: time.Hour, UserTimeout: edgetest.Patience, Write: edgetest.Patience, Dial: edgetest.Patience}.Complete()),
 		cluster: &fakeCluster{wants: make(map[string][]*roster.Item), followers: make(map[string][]chan struct{})},
 		reports: &fakeReports{blocked: make(map[string]chan struct{})},
 	}
