@@ -39,7 +39,7 @@ import (
 const (
 	// gracePeriod is after how long the control plane gives up a silent node.
 	gracePeriod = 40 * time.Second
-	keepAlive   = 8 * time.Second
+	keepAlive   = 12 * time.Second
 )
 
 // place is a control plane with a cloudcore that has its real rights.

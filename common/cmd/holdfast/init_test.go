@@ -41,7 +41,7 @@ func newCloudBox(t *testing.T) *cloudBox {
 		t.Fatalf("%v\n%s", err, log.String())
 	}
 	t.Cleanup(func() {
-		if err := c.Stop(); err != nil {
+		if err := c.Kill(); err != nil {
 			t.Error(err)
 		}
 	})
