@@ -28,7 +28,9 @@ build: ## build edgecore, cloudcore, holdfast and controlplane into _output
 	CGO_ENABLED=1 go build $(REPEATABLE) -tags $(EDGE_TAGS) -ldflags '$(EDGE_LDFLAGS)' -o $(OUTPUT)/edgecore ./edge/cmd/edgecore
 	CGO_ENABLED=0 go build $(REPEATABLE) -ldflags '$(LDFLAGS)' -o $(OUTPUT)/ ./cloud/cmd/cloudcore ./common/cmd/holdfast
 	$(MAKE) --no-print-directory -C build/controlplane build VERSION=$(VERSION)
-	cp -u --remove-destination build/controlplane/_output/controlplane $(OUTPUT)/controlplane
+	@# By content, and in one step: tests may be running the binary that is there.
+	@cmp -s build/controlplane/_output/controlplane $(OUTPUT)/controlplane || { \
+	  cp build/controlplane/_output/controlplane $(OUTPUT)/controlplane.new; mv -f $(OUTPUT)/controlplane.new $(OUTPUT)/controlplane; }
 
 cross: ## build edgecore and holdfast for arm64 and armv7 into _output/linux-*
 	$(call for_edge,arm64,,aarch64-linux-gnu)
