@@ -136,10 +136,10 @@ func TestProbesAndHooks(t *testing.T) {
 	exec := func(script string) corev1.ProbeHandler {
 		return corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"/bin/sh", "-c", script}}}
 	}
-	one := int64(1)
+	short := int64(20) // the hook has as long, also on a slow machine
 	c.StartupProbe = &corev1.Probe{ProbeHandler: exec("test -e /shared/poststart"), PeriodSeconds: 1, FailureThreshold: 600, TimeoutSeconds: 60}
 	c.ReadinessProbe = &corev1.Probe{ProbeHandler: exec("test -e /shared/ready"), PeriodSeconds: 1, TimeoutSeconds: 60}
-	c.LivenessProbe = &corev1.Probe{ProbeHandler: exec("test ! -e /shared/sick"), PeriodSeconds: 1, FailureThreshold: 2, TimeoutSeconds: 60, TerminationGracePeriodSeconds: &one}
+	c.LivenessProbe = &corev1.Probe{ProbeHandler: exec("test ! -e /shared/sick"), PeriodSeconds: 1, FailureThreshold: 2, TimeoutSeconds: 60, TerminationGracePeriodSeconds: &short}
 	c.Lifecycle = &corev1.Lifecycle{
 		PostStart: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"/bin/sh", "-c", "echo started >>/shared/poststart"}}},
 		PreStop:   &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"/bin/sh", "-c", "echo stopped >>/shared/prestop; rm -f /shared/sick"}}},

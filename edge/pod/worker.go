@@ -194,8 +194,8 @@ func (w *worker) turn(ctx context.Context, in inbox) {
 
 // dirty notes that the record has news that may be lost: it is written in a while, with what else comes.
 func (w *worker) dirty() {
-	if w.saveAt == 0 {
-		w.saveAt = w.m.clock.Mono() + lazySave
+	if at := w.m.clock.Mono() + lazySave; w.saveAt == 0 || at < w.saveAt {
+		w.saveAt = at
 	}
 }
 
@@ -204,14 +204,28 @@ const lazySave = 10 * time.Second
 
 // persist writes the record when it is time.
 func (w *worker) persist(ctx context.Context) {
-	if w.saveAt == 0 || w.m.clock.Mono() < w.saveAt || w.isGone() {
+	if w.isGone() {
 		return
 	}
-	if err := w.save(ctx); err != nil {
-		w.log.Warn("pod's memory cannot be stored", "err", err)
-		w.saveAt = w.m.clock.Mono() + lazySave
+	if w.saveAt > 0 && w.m.clock.Mono() >= w.saveAt {
+		if err := w.save(ctx); err != nil {
+			w.log.Warn("pod's memory cannot be stored", "err", err)
+			w.saveAt = w.m.clock.Mono() + lazySave
+		}
+	}
+	if w.saveAt == 0 && w.counts() {
+		w.saveAt = w.record.Mark + countedSave
 	}
 }
+
+// counts tells whether the pod's time is counted. How long it has been active is known to the last save alone: a pod
+// with a deadline that is always cut short by the power would never come to it.
+func (w *worker) counts() bool {
+	return w.pod.Spec.ActiveDeadlineSeconds != nil && w.record.Memory.Outcome == nil && w.record.Ending == nil
+}
+
+// countedSave is how much of it may be lost.
+const countedSave = 5 * time.Minute
 
 // again takes a turn after d though nothing happens.
 func (w *worker) again(d time.Duration) {
