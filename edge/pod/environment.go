@@ -239,9 +239,9 @@ func resourceField(p *corev1.Pod, c *corev1.Container, ref *corev1.ResourceField
 	if !ok || kind != "limits" && kind != "requests" {
 		return "", configErrorf("resource %q is not supported", ref.Resource)
 	}
-	amount, set := c.Resources.Requests[corev1.ResourceName(name)]
+	amount := c.Resources.Requests[corev1.ResourceName(name)]
 	if kind == "limits" {
-		if amount, set = c.Resources.Limits[corev1.ResourceName(name)]; !set || amount.IsZero() {
+		if amount = c.Resources.Limits[corev1.ResourceName(name)]; amount.IsZero() {
 			amount = at.capacity[corev1.ResourceName(name)]
 		}
 	}

@@ -258,7 +258,8 @@ func apparmor(sec *cri.LinuxContainerSecurityContext, p *corev1.AppArmorProfile)
 	default:
 		return fmt.Errorf("appArmorProfile type %q: %w", p.Type, ErrInvalidSpec)
 	}
-	sec.ApparmorProfile = old //nolint:staticcheck // containerd 1.6 knows only this field
+	//lint:ignore SA1019 containerd 1.6 knows only this field
+	sec.ApparmorProfile = old
 	return nil
 }
 
