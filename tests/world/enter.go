@@ -116,7 +116,8 @@ func runAsInit(dir string) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("find this program: %w", err)
 	}
-	env := environ(stageVariable+"=inside", "TMPDIR="+dir)
+	// Nothing outside is in reach, a proxy neither: an empty value means none.
+	env := environ(stageVariable+"=inside", "TMPDIR="+dir, "HTTP_PROXY=", "HTTPS_PROXY=", "http_proxy=", "https_proxy=")
 	child, err := os.StartProcess(self, os.Args, &os.ProcAttr{Env: env, Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}})
 	if err != nil {
 		return 0, fmt.Errorf("run %s inside the world: %w", self, err)
