@@ -584,9 +584,15 @@ func (n *node) oom(t *testing.T) {
 	pod.Spec.Containers[0].Resources.Limits = corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("24Mi")}
 	r := n.run(t, pod)
 	id := r.start(t)
-	c := r.exited(t, id)
-	if c.Reason != "OOMKilled" || c.ExitCode != 137 {
+	if c := r.exited(t, id); c.ExitCode != 137 {
 		t.Errorf("reason %s, exit code %d", c.Reason, c.ExitCode)
 	}
-	waitEvent(t, events, runtime.Event{ContainerID: id, Kind: runtime.ContainerExited})
+	// The kernel's word may come after the end.
+	waitEvent(t, events, runtime.Event{ContainerID: id, Kind: runtime.ContainerOOM})
+	eventually(t, "the reason is known", func() error {
+		if c := r.exited(t, id); c.Reason != "OOMKilled" {
+			return errors.New("reason " + c.Reason)
+		}
+		return nil
+	})
 }

@@ -136,9 +136,16 @@ func (r *Runtime) pass(ctx context.Context, env *types.Envelope, out chan<- Even
 		}()
 	case "containerd.events.TaskOOM":
 		var e taskevents.TaskOOM
-		if proto.Unmarshal(env.Event.Value, &e) == nil {
-			send(ctx, out, Event{ContainerID: e.ContainerID, Kind: ContainerOOM})
+		if proto.Unmarshal(env.Event.Value, &e) != nil {
+			return
 		}
+		pending.Add(1)
+		go func() {
+			defer pending.Done()
+			r.awaitOOM(ctx, e.ContainerID)
+			r.forget(e.ContainerID)
+			send(ctx, out, Event{ContainerID: e.ContainerID, Kind: ContainerOOM})
+		}()
 	case "containerd.events.ContainerDelete":
 		var e taskevents.ContainerDelete
 		if proto.Unmarshal(env.Event.Value, &e) == nil {
@@ -155,6 +162,24 @@ func (r *Runtime) awaitExit(ctx context.Context, id string) {
 	defer cancel()
 	for wait := 2 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
 		if alive, err := r.alive(ctx, id); err != nil || !alive {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// awaitOOM waits until CRI's status of a container that has ended says why, ten seconds at most. The kernel's word may
+// come after the end, when a status without it has been seen already.
+func (r *Runtime) awaitOOM(ctx context.Context, id string) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	for wait := 2 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
+		st, err := r.freshStatus(ctx, id)
+		if err != nil || st.State != cri.ContainerState_CONTAINER_EXITED || st.Reason == reasonOOMKilled {
 			return
 		}
 		select {
