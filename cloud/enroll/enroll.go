@@ -6,6 +6,7 @@
 package enroll
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -93,6 +94,13 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusTooManyRequests, enrollment.Refusal{Error: "too many failed attempts to join from this address: wait a minute"})
 		return
 	}
+	// All of it before its turn: who sends slowly holds up nobody else. What is
+	// cut off here is too long for the decoder.
+	body, err := io.ReadAll(io.LimitReader(r.Body, enrollment.MaxBody+1))
+	if err != nil {
+		answer(w, http.StatusBadRequest, enrollment.Refusal{Error: "the request to join did not arrive whole: try again"})
+		return
+	}
 	wait := time.NewTimer(turn)
 	defer wait.Stop()
 	select {
@@ -107,7 +115,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), patience)
 	defer cancel()
-	yes, node, no := h.enroll(ctx, http.MaxBytesReader(w, r.Body, enrollment.MaxBody+1))
+	yes, node, no := h.enroll(ctx, bytes.NewReader(body))
 	if no != nil {
 		if no.blame {
 			h.failures.count(r.RemoteAddr)

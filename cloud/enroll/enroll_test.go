@@ -78,6 +78,7 @@ func TestJoining(t *testing.T) {
 	t.Run("a name that is served is not given out", p.takenName)
 	t.Run("a use is taken only by who joins", p.usesOnlyForJoins)
 	t.Run("what is no request to join is refused", p.malformed)
+	t.Run("who sends slowly holds up nobody", p.slow)
 	t.Run("who guesses is told to wait", p.guessing)
 	t.Run("an apiserver that is away is said so", p.apiserverAway)
 	if logs := p.logs.String(); strings.Contains(logs, secretMark) {
@@ -308,6 +309,30 @@ func (p *place) malformed(t *testing.T) {
 	status, header, _ := ask(p.handler, http.MethodGet, "192.0.2.7:1", nil)
 	if status != http.StatusMethodNotAllowed || header.Get("Allow") != http.MethodPost {
 		t.Errorf("GET: %d", status)
+	}
+}
+
+// slow lets more machines than have a turn at once stop in the middle of what
+// they send, while another joins.
+func (p *place) slow(t *testing.T) {
+	var all sync.WaitGroup
+	var pipes []*io.PipeWriter
+	for n := range 50 {
+		r, w := io.Pipe()
+		pipes = append(pipes, w)
+		all.Go(func() { ask(p.handler, http.MethodPost, "192.0.2.8:"+strconv.Itoa(1000+n), r) })
+		// A pipe holds nothing: what is written has been read.
+		if _, err := w.Write([]byte("{")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err := p.join(t, p.token(t, 0), "pi-4")
+	for _, w := range pipes {
+		w.CloseWithError(errors.New("the line is cut"))
+	}
+	all.Wait()
+	if err != nil {
+		t.Errorf("while others send slowly: %v", err)
 	}
 }
 
