@@ -170,7 +170,7 @@ func (n *Node) StopEdgecore() error {
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
 		return fmt.Errorf("stop edgecore of node %s: %w", n.Name, err)
 	}
-	for range 3000 {
+	for range 12_000 { // two minutes
 		if syscall.Kill(pid, 0) != nil {
 			return nil
 		}

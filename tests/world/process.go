@@ -145,7 +145,7 @@ func kill(pids ...int) error {
 			return fmt.Errorf("kill process %d: %w", pid, err)
 		}
 	}
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(60 * time.Second)
 	for _, pid := range pids {
 		for syscall.Kill(pid, 0) == nil {
 			if time.Now().After(deadline) {
