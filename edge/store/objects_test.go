@@ -311,6 +311,7 @@ func TestPodThatCallsItselfOtherwiseIsNotRun(t *testing.T) {
 		{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "till", UID: "../../../etc"}},
 		{ObjectMeta: metav1.ObjectMeta{Namespace: "../..", Name: "till", UID: "u1"}},
 		{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "/etc", UID: "u1"}},
+		{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "till", UID: "u1"}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "../../../etc"}}}},
 	} {
 		apply(t, s, []*wire.Object{object(t, wire.Kind_KIND_POD, "shop", "till", "u1", p), podObject(t, "shop", "other", "u2", "other:1")})
 		if pods, err := s.Pods(t.Context()); err != nil || len(pods) != 1 || pods[0].Name != "other" {
