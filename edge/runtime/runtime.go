@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path"
 	"strconv"
 	"strings"
 	"sync"
@@ -85,6 +86,7 @@ func Dial(ctx context.Context, endpoint string, log *slog.Logger) (*Runtime, err
 	conn, err := grpc.NewClient(endpoint,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDisableRetry(),
+		grpc.WithUnaryInterceptor(bounded),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithDisableHealthCheck(),
 		grpc.WithReadBufferSize(4<<10),
@@ -118,6 +120,28 @@ func Dial(ctx context.Context, endpoint string, log *slog.Logger) (*Runtime, err
 		return nil, err
 	}
 	return r, nil
+}
+
+// bounded gives each call the time that a kubelet gives it: a network plugin or a shim that hangs must not take a place
+// among the starts for ever, nor keep a pod from being looked at. Calls may take less by their own context.
+func bounded(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, call grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	if most := callPatience(path.Base(method)); most > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, most)
+		defer cancel()
+	}
+	return call(ctx, method, req, reply, conn, opts...)
+}
+
+// callPatience is the longest that a call may take; 0 is as long as its caller says.
+func callPatience(call string) time.Duration {
+	switch call {
+	case "PullImage", "ExecSync", "StopContainer":
+		return 0
+	case "RunPodSandbox":
+		return 4 * time.Minute
+	}
+	return 2 * time.Minute
 }
 
 // Close ends the connection. Containers go on running.

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -452,6 +454,25 @@ func TestHostnames(t *testing.T) {
 		c.change(p)
 		if name, domain := Hostname(p, "cluster.local"); name != c.name || domain != c.domain {
 			t.Errorf("%s, %s; want %s, %s", name, domain, c.name, c.domain)
+		}
+	}
+}
+
+func TestCallThatHangsEndsSomeTime(t *testing.T) {
+	for method, want := range map[string]bool{
+		"/runtime.v1.RuntimeService/RunPodSandbox": true, "/runtime.v1.RuntimeService/ListContainers": true,
+		"/runtime.v1.ImageService/PullImage": false, "/runtime.v1.RuntimeService/ExecSync": false, "/runtime.v1.RuntimeService/StopContainer": false,
+	} {
+		called := false
+		err := bounded(t.Context(), method, nil, nil, nil, func(ctx context.Context, _ string, _, _ any, _ *grpc.ClientConn, _ ...grpc.CallOption) error {
+			called = true
+			if _, ends := ctx.Deadline(); ends != want {
+				t.Errorf("%s: it ends by itself: %t, want %t", method, ends, want)
+			}
+			return nil
+		})
+		if err != nil || !called {
+			t.Errorf("%s: called %t, %v", method, called, err)
 		}
 	}
 }
