@@ -23,6 +23,14 @@ type AcceptOptions struct {
 	Log    *slog.Logger
 }
 
+func (o AcceptOptions) complete() AcceptOptions {
+	o.Timing = o.Timing.Complete()
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
 // acceptor hands the connections of its HTTP handler to Accept.
 type acceptor struct {
 	timing   Timing
@@ -39,11 +47,9 @@ type acceptor struct {
 // (tls.VerifyClientCertIfGiven) on every connection (no session tickets); the
 // handler refuses requests without one.
 func AcceptWebsocket(o AcceptOptions) (Acceptor, http.Handler) {
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
+	o = o.complete()
 	a := &acceptor{
-		timing: o.Timing.Complete(),
+		timing: o.Timing,
 		log:    o.Log,
 		upgrader: websocket.Upgrader{
 			HandshakeTimeout: 10 * time.Second,

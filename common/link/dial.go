@@ -45,15 +45,23 @@ type DialOptions struct {
 	Now func() time.Time
 }
 
-type websocketDialer struct {
+// hubDialer is what the transports' dialers share: the order of addresses, the
+// TLS configuration, and what a wrong clock needs.
+type hubDialer struct {
 	DialOptions
-	connect      func(ctx context.Context, network, address string) (net.Conn, error)
-	writeBuffers sync.Pool
-	clockLogged  atomic.Bool
+	protocol    string // of ALPN
+	attempt     func(ctx context.Context, hub string, config *tls.Config) (Conn, error)
+	clockLogged atomic.Bool
 }
 
-// DialWebsocket returns the edge's end of the websocket transport.
-func DialWebsocket(o DialOptions) Dialer {
+type websocketDialer struct {
+	hubDialer
+	connect      func(ctx context.Context, network, address string) (net.Conn, error)
+	writeBuffers sync.Pool
+}
+
+// complete fills in what is left out.
+func (o DialOptions) complete() DialOptions {
 	o.Timing = o.Timing.Complete()
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -64,11 +72,19 @@ func DialWebsocket(o DialOptions) Dialer {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	return &websocketDialer{DialOptions: o, connect: dialer(o.Timing).DialContext}
+	return o
+}
+
+// DialWebsocket returns the edge's end of the websocket transport.
+func DialWebsocket(o DialOptions) Dialer {
+	o = o.complete()
+	d := &websocketDialer{hubDialer: hubDialer{DialOptions: o, protocol: "http/1.1"}, connect: dialer(o.Timing).DialContext}
+	d.attempt = d.attemptWebsocket
+	return d
 }
 
 // Dial tries each address of the hub once. Its error says what came of each.
-func (d *websocketDialer) Dial(ctx context.Context) (Conn, error) {
+func (d *hubDialer) Dial(ctx context.Context) (Conn, error) {
 	if len(d.Hubs) == 0 {
 		return nil, errors.New("no address of a hub is known: set \"hub\" in the config file")
 	}
@@ -94,7 +110,7 @@ func (d *websocketDialer) Dial(ctx context.Context) (Conn, error) {
 	return nil, failed
 }
 
-func (d *websocketDialer) dialHub(ctx context.Context, hub string, certificate tls.Certificate) (Conn, error) {
+func (d *hubDialer) dialHub(ctx context.Context, hub string, certificate tls.Certificate) (Conn, error) {
 	host, _, err := net.SplitHostPort(hub)
 	if err != nil {
 		return nil, fmt.Errorf("the address is not HOST:PORT: %w", err)
@@ -104,7 +120,7 @@ func (d *websocketDialer) dialHub(ctx context.Context, hub string, certificate t
 		RootCAs:      d.RootCAs,
 		ServerName:   host,
 		Certificates: []tls.Certificate{certificate},
-		NextProtos:   []string{"http/1.1"},
+		NextProtos:   []string{d.protocol},
 		Time:         d.Now,
 	}
 	c, err := d.attempt(ctx, hub, config)
@@ -127,8 +143,8 @@ func (d *websocketDialer) dialHub(ctx context.Context, hub string, certificate t
 	return c, nil
 }
 
-// attempt makes one connection with that TLS configuration.
-func (d *websocketDialer) attempt(ctx context.Context, hub string, config *tls.Config) (Conn, error) {
+// attemptWebsocket makes one connection with that TLS configuration.
+func (d *websocketDialer) attemptWebsocket(ctx context.Context, hub string, config *tls.Config) (Conn, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, d.Timing.Dial, fmt.Errorf("no answer within %s", d.Timing.Dial))
 	defer cancel()
 	ws := websocket.Dialer{

@@ -1,7 +1,6 @@
 // Package link carries messages between an edge node and a hub over one
 // authenticated connection that the edge dialled. It owns transports (TLS 1.3
-// with client certificates over websocket; QUIC follows behind the same
-// interface), keepalive, framing and size limits. cloud/hub accepts, edge/uplink
+// with client certificates, over websocket or over QUIC), keepalive, framing and size limits. cloud/hub accepts, edge/uplink
 // dials. It never looks into a message and never decides when to reconnect.
 package link
 

@@ -1,0 +1,211 @@
+package link_test
+
+import (
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/quic-go/quic-go"
+
+	"github.com/holdfast-edge/holdfast/common/link"
+	"github.com/holdfast-edge/holdfast/common/link/linktest"
+	"github.com/holdfast-edge/holdfast/common/pki"
+	"github.com/holdfast-edge/holdfast/common/wire"
+)
+
+func TestQUICHoldsTheContract(t *testing.T) {
+	linktest.Contract(t, linktest.Transport{
+		Name: "quic",
+		Listen: func(t testing.TB, ca *pki.CA, timing link.Timing) (string, link.Acceptor) {
+			hub := linktest.StartQUICHub(t, ca, timing)
+			return hub.Addr, hub.Acceptor
+		},
+		Dialer: link.DialQUIC,
+	})
+}
+
+func TestQUICConnectionOutlivesAnotherAddressOfTheEdge(t *testing.T) {
+	hub := linktest.StartQUICHub(t, linktest.NewCA(t), quiet())
+	way := linktest.NewUDPProxy(t, hub.Addr)
+	o := hub.DialOptions(t, "pi-1")
+	o.Hubs = []string{way.Addr()}
+	edge, far := connect(t, link.DialQUIC(o), hub.Hub)
+	before := far.RemoteAddr()
+	for range 3 {
+		now := way.Rebind(t)
+		if now == before {
+			t.Fatal("the address is the same")
+		}
+		for name, c := range map[string][2]link.Conn{"up": {edge, far}, "down": {far, edge}} {
+			// Upwards first: the hub learns the new address from the edge alone.
+			if err := edge.Send(patient(t), []byte("here")); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := far.Recv(patient(t)); err != nil || string(got) != "here" {
+				t.Fatalf("received %q, %v", got, err)
+			}
+			if err := c[0].Send(patient(t), []byte(name)); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := c[1].Recv(patient(t)); err != nil || string(got) != name {
+				t.Fatalf("%s: received %q, %v", name, got, err)
+			}
+		}
+	}
+}
+
+func TestRestartedHubEndsOldQUICConnectionsAndTakesNewOnes(t *testing.T) {
+	ca := linktest.NewCA(t)
+	old := linktest.StartQUICHub(t, ca, quiet())
+	dialer := link.DialQUIC(old.DialOptions(t, "pi-1"))
+	edge, _ := connect(t, dialer, old.Hub)
+	old.Kill()
+	var hub *linktest.QUICHub
+	until(t, func() bool {
+		socket, err := net.ListenPacket("udp", old.Addr)
+		if err != nil {
+			return false // the kernel has not let go of the port
+		}
+		_ = socket.Close()
+		hub = linktest.StartQUICHubAt(t, ca, quiet(), old.Addr)
+		return true
+	})
+	// What the edge sends next is answered by a reset: with these timings it would
+	// find out in two minutes otherwise.
+	ended := listen(t, edge)
+	for {
+		if err := edge.Send(patient(t), []byte("are you there?")); err != nil {
+			break
+		}
+		select {
+		case err := <-ended:
+			if !errors.Is(err, link.ErrClosed) {
+				t.Fatalf("Recv: %v, want ErrClosed", err)
+			}
+		case <-time.After(20 * time.Millisecond):
+			continue
+		}
+		break
+	}
+	again, far := connect(t, dialer, hub.Hub)
+	if err := again.Send(patient(t), []byte("again")); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := far.Recv(patient(t)); err != nil || string(got) != "again" {
+		t.Fatalf("received %q, %v", got, err)
+	}
+}
+
+// until polls a condition.
+func until(t *testing.T, condition func() bool) {
+	t.Helper()
+	ctx := patient(t)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !condition() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatal("waited in vain")
+		}
+	}
+}
+
+func TestQUICNoticesALineThatIsCut(t *testing.T) {
+	timing := quiet()
+	timing.UserTimeout = 300 * time.Millisecond
+	hub := linktest.StartQUICHub(t, linktest.NewCA(t), timing)
+	way := linktest.NewUDPProxy(t, hub.Addr)
+	o := hub.DialOptions(t, "pi-1")
+	o.Hubs = []string{way.Addr()}
+	edge, far := connect(t, link.DialQUIC(o), hub.Hub)
+	way.Cut()
+	for name, c := range map[string]link.Conn{"edge": edge, "hub": far} {
+		if err := c.Send(patient(t), []byte("into the dark")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Recv(patient(t)); !errors.Is(err, link.ErrSilent) {
+			t.Errorf("%s: Recv: %v, want ErrSilent", name, err)
+		}
+	}
+}
+
+// TestHubBoundsWhatAQUICPeerMaySay speaks to the hub in ways that no edge does.
+func TestHubBoundsWhatAQUICPeerMaySay(t *testing.T) {
+	ca := linktest.NewCA(t)
+	hub := linktest.StartQUICHub(t, ca, quiet())
+	pair := linktest.NodeCert(t, ca, "pi-1")
+	raw := func(t *testing.T) *quic.Conn {
+		c, err := quic.DialAddr(patient(t), hub.Addr, &tls.Config{
+			MinVersion: tls.VersionTLS13, RootCAs: ca.Pool(), ServerName: "127.0.0.1",
+			Certificates: []tls.Certificate{pair}, NextProtos: []string{link.QUICProtocol},
+		}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.CloseWithError(0, "") })
+		return c
+	}
+	begin := func(t *testing.T, first byte) (*quic.Conn, *quic.Stream) {
+		c := raw(t)
+		s, err := c.OpenStreamSync(patient(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Write([]byte{first}); err != nil {
+			t.Fatal(err)
+		}
+		return c, s
+	}
+	t.Run("another first byte", func(t *testing.T) {
+		c, _ := begin(t, 9)
+		<-c.Context().Done()
+	})
+	t.Run("a second stream", func(t *testing.T) {
+		c, _ := begin(t, 1)
+		if _, err := c.OpenStream(); err == nil {
+			t.Fatal("the hub lets an edge open two streams")
+		}
+	})
+	for name, header := range map[string][]byte{
+		"a length beyond the limit": binary.AppendUvarint(nil, wire.MaxMessage+2),
+		"a length of 64 bits":       binary.AppendUvarint(nil, 1<<63),
+		"a length without an end":   {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, s := begin(t, 1)
+			far, err := hub.Accept(patient(t))
+			for err == nil && far.RemoteAddr() != c.LocalAddr().String() && portOf(t, far.RemoteAddr()) != portOf(t, c.LocalAddr().String()) {
+				_ = far.Close() // of an earlier case
+				far, err = hub.Accept(patient(t))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.Write(header); err != nil {
+				t.Fatal(err)
+			}
+			if m, err := far.Recv(patient(t)); err == nil {
+				t.Fatalf("received %d bytes", len(m))
+			}
+			<-c.Context().Done()
+		})
+	}
+	// The hub still serves.
+	edge, far := connect(t, link.DialQUIC(hub.DialOptions(t, "pi-2")), hub.Hub)
+	if far.Peer() != "pi-2" || edge.Transport() != "quic" {
+		t.Fatalf("accepted %s", far.Peer())
+	}
+}
+
+func portOf(t *testing.T, address string) string {
+	t.Helper()
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
