@@ -38,6 +38,7 @@ type JoinOptions struct {
 	CAHash          string
 	NodeName        string
 	NodeIP          string
+	Transport       string // auto, quic or websocket; empty: the config file's
 	Labels          map[string]string
 	Taints          []string
 	DataDir         string
@@ -114,7 +115,7 @@ func (j *joining) resolve() error {
 	}
 	c := &j.config
 	for where, value := range map[*string]string{
-		&c.NodeName: o.NodeName, &c.NodeIP: o.NodeIP, &c.DataDir: o.DataDir, &c.RunDir: o.RunDir,
+		&c.NodeName: o.NodeName, &c.NodeIP: o.NodeIP, &c.Transport: o.Transport, &c.DataDir: o.DataDir, &c.RunDir: o.RunDir,
 		&c.PodLogsDir: o.PodLogsDir, &c.CgroupRoot: o.CgroupRoot,
 	} {
 		set(where, value)

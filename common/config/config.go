@@ -45,7 +45,8 @@ type Edge struct {
 	NodeName string `json:"nodeName,omitempty"`
 	// Hub lists the addresses (HOST:PORT) of the hub; the first is tried first.
 	Hub []string `json:"hub"`
-	// Transport is how the hub is reached: websocket.
+	// Transport is how the hub is reached: websocket, quic, or auto (QUIC, and
+	// websocket where UDP is blocked).
 	Transport string `json:"transport,omitempty"`
 	// DataDir holds the database, the certificates and the pods' volumes.
 	DataDir string `json:"dataDir,omitempty"`
@@ -91,6 +92,9 @@ type Cloud struct {
 	Kubeconfig string `json:"kubeconfig,omitempty"`
 	// Listen is the address and port of the hub.
 	Listen string `json:"listen,omitempty"`
+	// QUIC says whether edges are served over QUIC too, at the UDP port of the
+	// number that Listen has.
+	QUIC bool `json:"quic"`
 	// AdvertiseAddresses are the names and IP addresses by which edges reach the
 	// hub; its certificate is made for them, and for this machine's host name.
 	AdvertiseAddresses []string `json:"advertiseAddresses,omitempty"`
@@ -125,6 +129,7 @@ func DefaultEdge() Edge {
 func DefaultCloud() Cloud {
 	return Cloud{
 		Listen:       "0.0.0.0:" + HubPort,
+		QUIC:         true,
 		DataDir:      "/var/lib/holdfast/cloud",
 		KeepAlive:    Duration{25 * time.Second},
 		LogLevel:     "info",

@@ -63,8 +63,8 @@ func (c Edge) Validate() error {
 			bad("hub", "%v", err)
 		}
 	}
-	if c.Transport != "websocket" {
-		bad("transport", "%q is unknown: use websocket", c.Transport)
+	if !slices.Contains([]string{"auto", "quic", "websocket"}, c.Transport) {
+		bad("transport", "%q is unknown: use auto, quic or websocket", c.Transport)
 	}
 	for key, path := range map[string]string{"dataDir": c.DataDir, "runDir": c.RunDir, "podLogsDir": c.PodLogsDir, "cgroupRoot": c.CgroupRoot} {
 		if !filepath.IsAbs(path) {

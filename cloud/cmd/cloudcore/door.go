@@ -2,7 +2,10 @@ package main
 
 import (
 	"context"
+	"crypto/hkdf"
+	"crypto/sha256"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -12,14 +15,16 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/holdfast-edge/holdfast/cloud/identity"
 	"github.com/holdfast-edge/holdfast/common/config"
 	"github.com/holdfast-edge/holdfast/common/enrollment"
 	"github.com/holdfast-edge/holdfast/common/link"
 )
 
-// door is the two ports: the hub's, and the one for health.
+// door is the ports: the hub's, over TCP and over UDP, and the one for health.
 type door struct {
 	public, health net.Listener
+	udp            net.PacketConn // nil: no QUIC
 	log            *slog.Logger
 }
 
@@ -33,21 +38,77 @@ const (
 
 func openDoor(ctx context.Context, cfg config.Cloud, log *slog.Logger) (*door, error) {
 	d := &door{log: log}
-	var err error
-	if d.public, err = link.Listen(ctx, cfg.Listen); err != nil {
+	if err := d.openPublic(ctx, cfg); err != nil {
 		return nil, fmt.Errorf("open the hub's port (listen: %s): %w", cfg.Listen, err)
 	}
 	if cfg.HealthListen == "" {
 		return d, nil
 	}
+	var err error
 	if d.health, err = new(net.ListenConfig).Listen(ctx, "tcp", cfg.HealthListen); err != nil {
-		return nil, errors.Join(fmt.Errorf("open the port for health (healthListen: %s): %w", cfg.HealthListen, err), d.public.Close())
+		d.close()
+		return nil, fmt.Errorf("open the port for health (healthListen: %s): %w", cfg.HealthListen, err)
 	}
 	return d, nil
 }
 
+// openPublic opens the hub's TCP port and the UDP port of the same number. Where
+// the system chooses the number (port 0), it may choose one whose twin is taken:
+// then it is asked again.
+func (d *door) openPublic(ctx context.Context, cfg config.Cloud) error {
+	_, port, err := net.SplitHostPort(cfg.Listen)
+	if err != nil {
+		return err
+	}
+	for attempts := 0; ; attempts++ {
+		if d.public, err = link.Listen(ctx, cfg.Listen); err != nil || !cfg.QUIC {
+			return err
+		}
+		if d.udp, err = link.ListenUDP(ctx, d.public.Addr().String()); err == nil {
+			return nil
+		}
+		_ = d.public.Close()
+		if port != "0" || attempts == 20 {
+			return err
+		}
+	}
+}
+
+// accept returns what takes edges over both transports, and the handler for
+// those that come over websocket.
+func (d *door) accept(o link.AcceptOptions, self *identity.Identity) (link.Acceptor, http.Handler, error) {
+	acceptor, links := link.AcceptWebsocket(o)
+	if d.udp == nil {
+		return acceptor, links, nil
+	}
+	key, err := resetKey(self.Serving())
+	if err != nil {
+		return nil, nil, err
+	}
+	quic, err := link.AcceptQUIC(d.udp, link.QUICOptions{AcceptOptions: o, TLS: self.TLSConfig(), ResetKey: key})
+	if err != nil {
+		return nil, nil, err
+	}
+	return link.AcceptBoth(acceptor, quic), links, nil
+}
+
+// resetKey is derived from the hub's private key, which outlives a restart and
+// which no other hub has.
+func resetKey(serving *tls.Certificate) (key [32]byte, err error) {
+	secret, err := x509.MarshalPKCS8PrivateKey(serving.PrivateKey)
+	if err != nil {
+		return key, fmt.Errorf("derive a key from the hub's own: %w", err)
+	}
+	derived, err := hkdf.Key(sha256.New, secret, nil, "holdfast quic stateless reset", len(key))
+	copy(key[:], derived)
+	return key, err
+}
+
 func (d *door) close() {
 	_ = d.public.Close()
+	if d.udp != nil {
+		_ = d.udp.Close()
+	}
 	if d.health != nil {
 		_ = d.health.Close()
 	}

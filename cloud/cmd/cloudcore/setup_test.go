@@ -79,7 +79,7 @@ func newPlace(t *testing.T) *place {
 	}
 	p.config = filepath.Join(dir, "cloudcore.yaml")
 	text, err := config.Encode(config.Cloud{
-		Kubeconfig: p.kubeconfig(t, dir), Listen: "127.0.0.1:0", HealthListen: "127.0.0.1:0", AdvertiseAddresses: []string{"127.0.0.1"},
+		Kubeconfig: p.kubeconfig(t, dir), Listen: "127.0.0.1:0", QUIC: true, HealthListen: "127.0.0.1:0", AdvertiseAddresses: []string{"127.0.0.1"},
 		DataDir: filepath.Join(dir, "cloud"), KeepAlive: config.Duration{Duration: keepAlive}, LogLevel: "debug",
 	})
 	if err != nil {

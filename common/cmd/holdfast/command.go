@@ -174,6 +174,7 @@ its pods. For several edges on one machine give each its own --node-name,
 	f.StringVar(&o.CAHash, "ca-hash", "", "hash of the CA that the hub must show, sha256:...")
 	f.StringVar(&o.NodeName, "node-name", "", "name of the Node (default: the host name)")
 	f.StringVar(&o.NodeIP, "node-ip", "", "address that the Node reports (default: that on the way to the hub)")
+	f.StringVar(&o.Transport, "transport", "", "how the hub is reached: websocket, quic, or auto, which is QUIC and websocket where UDP is blocked (default websocket)")
 	f.StringSliceVar(&labels, "label", nil, "KEY=VALUE, a label of the Node")
 	f.StringSliceVar(&o.Taints, "taint", nil, "KEY=VALUE:EFFECT, a taint of the Node")
 	f.BoolVar(&o.InstallRuntime, "install-runtime", false, "install containerd, runc and the CNI plugins by this distribution's package manager where they are missing")

@@ -36,7 +36,14 @@ func (d *dialer) Dial(ctx context.Context) (link.Conn, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read the hub's CA from %s: %w", d.path("ca.crt"), err)
 		}
-		d.dialer = link.DialWebsocket(link.DialOptions{
+		dial := link.DialWebsocket
+		switch d.cfg.Transport {
+		case "auto":
+			dial = link.DialAuto
+		case "quic":
+			dial = link.DialQUIC
+		}
+		d.dialer = dial(link.DialOptions{
 			Hubs: d.cfg.Hub, RootCAs: pool, Certificate: d.certificate,
 			Timing: link.TimingFor(d.cfg.KeepAlive.Duration), Log: d.log,
 		})
