@@ -21,6 +21,9 @@ const acceptWait = 30 * time.Second
 type AcceptOptions struct {
 	Timing Timing // zero values are filled in
 	Log    *slog.Logger
+	// Admit is asked about each connection whose certificate is good; its error
+	// turns the node away and is told to it. nil: all may connect.
+	Admit func(node string, issued time.Time) error
 }
 
 func (o AcceptOptions) complete() AcceptOptions {
@@ -28,13 +31,15 @@ func (o AcceptOptions) complete() AcceptOptions {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	if o.Admit == nil {
+		o.Admit = func(string, time.Time) error { return nil }
+	}
 	return o
 }
 
 // acceptor hands the connections of its HTTP handler to Accept.
 type acceptor struct {
-	timing   Timing
-	log      *slog.Logger
+	AcceptOptions
 	upgrader websocket.Upgrader
 	conns    chan *websocketConn
 	closed   chan struct{}
@@ -49,8 +54,7 @@ type acceptor struct {
 func AcceptWebsocket(o AcceptOptions) (Acceptor, http.Handler) {
 	o = o.complete()
 	a := &acceptor{
-		timing: o.Timing,
-		log:    o.Log,
+		AcceptOptions: o,
 		upgrader: websocket.Upgrader{
 			HandshakeTimeout: 10 * time.Second,
 			ReadBufferSize:   hubBuffer,
@@ -72,23 +76,28 @@ func (a *acceptor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, fmt.Sprintf("nothing at %s: edge nodes connect to %s", r.URL.Path, Path), http.StatusNotFound)
 		return
 	}
-	name, err := clientName(r.TLS)
+	who, err := clientOf(r.TLS)
 	if err != nil {
-		a.log.Info("refused a connection", "remote", r.RemoteAddr, "err", err)
+		a.Log.Info("refused a connection", "remote", r.RemoteAddr, "err", err)
 		http.Error(w, err.Error(), http.StatusUnauthorized)
+		return
+	}
+	if err := a.Admit(who.name, who.issued); err != nil {
+		a.Log.Info("refused a connection", "node", who.name, "remote", r.RemoteAddr, "err", err)
+		http.Error(w, err.Error(), http.StatusForbidden)
 		return
 	}
 	ws, err := a.upgrader.Upgrade(w, r, nil)
 	if err != nil {
 		// Upgrade has answered the request.
-		a.log.Info("refused a connection", "node", name, "remote", r.RemoteAddr, "err", err)
+		a.Log.Info("refused a connection", "node", who.name, "remote", r.RemoteAddr, "err", err)
 		return
 	}
-	if err := tune(ws.NetConn(), a.timing); err != nil {
-		a.log.Warn("a connection without all its TCP options", "node", name, "err", err)
+	if err := tune(ws.NetConn(), a.Timing); err != nil {
+		a.Log.Warn("a connection without all its TCP options", "node", who.name, "err", err)
 	}
-	t := a.timing
-	c := newWebsocketConn(ws, name, t, t.EdgeSilent, t.HubPing, websocket.PingMessage)
+	t := a.Timing
+	c := newWebsocketConn(ws, who, t, t.EdgeSilent, t.HubPing, websocket.PingMessage)
 	wait := time.NewTimer(acceptWait)
 	defer wait.Stop()
 	select {
@@ -96,17 +105,25 @@ func (a *acceptor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case <-a.closed:
 		c.end(ErrClosed)
 	case <-wait.C:
-		a.log.Warn("the hub is too busy to take a connection", "node", name, "remote", r.RemoteAddr)
+		a.Log.Warn("the hub is too busy to take a connection", "node", who.name, "remote", r.RemoteAddr)
 		c.end(ErrClosed)
 	}
 }
 
-// clientName is the node's name from the verified certificate.
-func clientName(state *tls.ConnectionState) (string, error) {
+// peer is who is at the other end.
+type peer struct {
+	name   string    // the node's, or the hub's address
+	issued time.Time // of the node's certificate
+}
+
+// clientOf is the node of the verified certificate.
+func clientOf(state *tls.ConnectionState) (peer, error) {
 	if state == nil || len(state.VerifiedChains) == 0 {
-		return "", fmt.Errorf("a node needs a client certificate of this hub's CA to connect: join it with \"holdfast join\"")
+		return peer{}, fmt.Errorf("a node needs a client certificate of this hub's CA to connect: join it with \"holdfast join\"")
 	}
-	return pki.NodeName(state.VerifiedChains[0][0])
+	cert := state.VerifiedChains[0][0]
+	name, err := pki.NodeName(cert)
+	return peer{name: name, issued: pki.IssuedAt(cert)}, err
 }
 
 func (a *acceptor) Accept(ctx context.Context) (Conn, error) {

@@ -189,7 +189,7 @@ func (d *websocketDialer) attemptWebsocket(ctx context.Context, hub string, conf
 		candid.accepted.Store(true)
 	}
 	t := d.Timing
-	return newWebsocketConn(conn, hub, t, t.HubSilent, t.KeepAlive, websocket.PongMessage), nil
+	return newWebsocketConn(conn, peer{name: hub}, t, t.HubSilent, t.KeepAlive, websocket.PongMessage), nil
 }
 
 // refusal adds what the hub, or what stands in its place, answered.

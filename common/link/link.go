@@ -32,6 +32,9 @@ type Conn interface {
 	// end ("system:node:" removed), and the hub's address at the edge's end.
 	Peer() string
 	RemoteAddr() string
+	// Issued is, at the hub's end, when the node's certificate was signed
+	// (pki.IssuedAt); zero at the edge's end.
+	Issued() time.Time
 	// Transport names the transport: "websocket" or "quic".
 	Transport() string
 }

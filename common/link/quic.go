@@ -73,7 +73,7 @@ func quicConfig(t Timing, window, maxWindow uint64) *quic.Config {
 type quicConn struct {
 	conn   *quic.Conn
 	stream *quic.Stream
-	peer   string
+	peer   peer
 	timing Timing
 	// silent is after how long without a byte on the stream the peer counts as
 	// silent.
@@ -101,7 +101,7 @@ type quicConn struct {
 
 // newQUICConn starts the keepalive: when nothing was sent for every, a zero goes
 // out. It needs no goroutine of its own while idle.
-func newQUICConn(conn *quic.Conn, stream *quic.Stream, peer string, t Timing, silent, every time.Duration) *quicConn {
+func newQUICConn(conn *quic.Conn, stream *quic.Stream, peer peer, t Timing, silent, every time.Duration) *quicConn {
 	c := &quicConn{
 		conn: conn, stream: stream, peer: peer, timing: t, silent: silent,
 		writing: make(chan struct{}, 1), heard: make(chan struct{}, 1), started: time.Now(),
@@ -172,7 +172,7 @@ func (c *quicConn) answerDue() {
 	dead := c.awaited && left <= 0
 	c.ending.Unlock()
 	if dead {
-		c.end(fmt.Errorf("%s: %w", c.peer, ErrSilent))
+		c.end(fmt.Errorf("%s: %w", c.peer.name, ErrSilent))
 	}
 }
 
@@ -187,7 +187,7 @@ func (c *quicConn) touch() {
 
 func (c *quicConn) Send(ctx context.Context, message []byte) error {
 	if len(message) > wire.MaxMessage {
-		return fmt.Errorf("send %d bytes to %s: %w", len(message), c.peer, ErrTooLarge)
+		return fmt.Errorf("send %d bytes to %s: %w", len(message), c.peer.name, ErrTooLarge)
 	}
 	if err := ctx.Err(); err != nil {
 		return err
@@ -336,17 +336,17 @@ func (c *quicConn) explain(err error) error {
 	)
 	switch {
 	case errors.Is(err, ErrTooLarge):
-		return fmt.Errorf("from %s: %w of %d bytes", c.peer, ErrTooLarge, wire.MaxMessage)
+		return fmt.Errorf("from %s: %w of %d bytes", c.peer.name, ErrTooLarge, wire.MaxMessage)
 	case errors.As(err, &closed) && closed.Remote && closed.ErrorCode == codeTooLarge:
-		return fmt.Errorf("%s refused a message: %w", c.peer, ErrTooLarge)
+		return fmt.Errorf("%s refused a message: %w", c.peer.name, ErrTooLarge)
 	case errors.As(err, &closed), errors.As(err, &dropped):
-		return fmt.Errorf("%w by %s", ErrClosed, c.peer)
+		return fmt.Errorf("%w by %s", ErrClosed, c.peer.name)
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &idle):
-		return fmt.Errorf("%s: %w", c.peer, ErrSilent)
+		return fmt.Errorf("%s: %w", c.peer.name, ErrSilent)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return fmt.Errorf("%w by %s", ErrClosed, c.peer)
+		return fmt.Errorf("%w by %s", ErrClosed, c.peer.name)
 	}
-	return fmt.Errorf("%w: %s: %w", ErrClosed, c.peer, err)
+	return fmt.Errorf("%w: %s: %w", ErrClosed, c.peer.name, err)
 }
 
 // end closes the connection for that reason and returns the reason: the first
@@ -431,6 +431,8 @@ func (c *quicConn) LastHeard() time.Time {
 }
 
 func (c *quicConn) Heard() <-chan struct{} { return c.heard }
-func (c *quicConn) Peer() string           { return c.peer }
-func (c *quicConn) RemoteAddr() string     { return c.conn.RemoteAddr().String() }
-func (c *quicConn) Transport() string      { return "quic" }
+func (c *quicConn) Peer() string           { return c.peer.name }
+
+func (c *quicConn) Issued() time.Time  { return c.peer.issued }
+func (c *quicConn) RemoteAddr() string { return c.conn.RemoteAddr().String() }
+func (c *quicConn) Transport() string  { return "quic" }

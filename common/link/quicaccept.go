@@ -139,20 +139,25 @@ func (a *quicAcceptor) run() {
 // take welcomes one connection, or says in plain words why not.
 func (a *quicAcceptor) take(conn *quic.Conn) {
 	state := conn.ConnectionState().TLS
-	name, err := clientName(&state)
+	who, err := clientOf(&state)
 	if err != nil {
 		a.Log.Info("refused a connection", "remote", conn.RemoteAddr().String(), "err", err)
+		_ = conn.CloseWithError(codeRefused, err.Error())
+		return
+	}
+	if err := a.Admit(who.name, who.issued); err != nil {
+		a.Log.Info("refused a connection", "node", who.name, "remote", conn.RemoteAddr().String(), "err", err)
 		_ = conn.CloseWithError(codeRefused, err.Error())
 		return
 	}
 	t := a.Timing
 	stream, err := receive(conn, t.Dial)
 	if err != nil {
-		a.Log.Debug("a connection without a stream", "node", name, "remote", conn.RemoteAddr().String(), "err", err)
+		a.Log.Debug("a connection without a stream", "node", who.name, "remote", conn.RemoteAddr().String(), "err", err)
 		_ = conn.CloseWithError(codeRefused, "an edge opens one stream and says hello")
 		return
 	}
-	c := newQUICConn(conn, stream, name, t, t.EdgeSilent, t.HubPing)
+	c := newQUICConn(conn, stream, who, t, t.EdgeSilent, t.HubPing)
 	wait := time.NewTimer(acceptWait)
 	defer wait.Stop()
 	select {
@@ -160,7 +165,7 @@ func (a *quicAcceptor) take(conn *quic.Conn) {
 	case <-a.closed:
 		c.end(ErrClosed)
 	case <-wait.C:
-		a.Log.Warn("the hub is too busy to take a connection", "node", name, "remote", conn.RemoteAddr().String())
+		a.Log.Warn("the hub is too busy to take a connection", "node", who.name, "remote", conn.RemoteAddr().String())
 		c.end(ErrClosed)
 	}
 }

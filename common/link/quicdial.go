@@ -115,7 +115,7 @@ func (d *quicDialer) dialAddress(ctx context.Context, hub string, address netip.
 		_ = conn.CloseWithError(codeClosed, "")
 		return nil, explainQUIC(ctx, err)
 	}
-	c := newQUICConn(conn, stream, hub, t, t.HubSilent, t.KeepAlive)
+	c := newQUICConn(conn, stream, peer{name: hub}, t, t.HubSilent, t.KeepAlive)
 	c.onEnd = d.onEnd
 	return c, nil
 }

@@ -38,7 +38,7 @@ const closeWait = 200 * time.Millisecond
 // or written once.
 type websocketConn struct {
 	ws     *websocket.Conn
-	peer   string
+	peer   peer
 	remote string
 	timing Timing
 	// silent is after how long without a frame the peer counts as silent.
@@ -58,7 +58,7 @@ type websocketConn struct {
 
 // newWebsocketConn starts the keepalive: when nothing was sent for every, a
 // control frame of that type goes out. It needs no goroutine while idle.
-func newWebsocketConn(ws *websocket.Conn, peer string, t Timing, silent, every time.Duration, frame int) *websocketConn {
+func newWebsocketConn(ws *websocket.Conn, peer peer, t Timing, silent, every time.Duration, frame int) *websocketConn {
 	c := &websocketConn{
 		ws: ws, peer: peer, remote: ws.RemoteAddr().String(), timing: t, silent: silent,
 		writing: make(chan struct{}, 1), heard: make(chan struct{}, 1), started: time.Now(),
@@ -121,7 +121,7 @@ func (c *websocketConn) touch() error {
 
 func (c *websocketConn) Send(ctx context.Context, message []byte) error {
 	if len(message) > wire.MaxMessage {
-		return fmt.Errorf("send %d bytes to %s: %w", len(message), c.peer, ErrTooLarge)
+		return fmt.Errorf("send %d bytes to %s: %w", len(message), c.peer.name, ErrTooLarge)
 	}
 	if err := ctx.Err(); err != nil {
 		return err
@@ -244,17 +244,17 @@ func (c *websocketConn) explain(err error) error {
 	var closed *websocket.CloseError
 	switch {
 	case errors.Is(err, websocket.ErrReadLimit):
-		return fmt.Errorf("from %s: %w of %d bytes", c.peer, ErrTooLarge, wire.MaxMessage)
+		return fmt.Errorf("from %s: %w of %d bytes", c.peer.name, ErrTooLarge, wire.MaxMessage)
 	case errors.As(err, &closed) && closed.Code == websocket.CloseMessageTooBig:
-		return fmt.Errorf("%s refused a message: %w", c.peer, ErrTooLarge)
+		return fmt.Errorf("%s refused a message: %w", c.peer.name, ErrTooLarge)
 	case errors.As(err, &closed):
-		return fmt.Errorf("%w by %s", ErrClosed, c.peer)
+		return fmt.Errorf("%w by %s", ErrClosed, c.peer.name)
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT):
-		return fmt.Errorf("%s: %w", c.peer, ErrSilent)
+		return fmt.Errorf("%s: %w", c.peer.name, ErrSilent)
 	case errors.Is(err, net.ErrClosed), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, websocket.ErrCloseSent):
-		return fmt.Errorf("%w by %s", ErrClosed, c.peer)
+		return fmt.Errorf("%w by %s", ErrClosed, c.peer.name)
 	}
-	return fmt.Errorf("%w: %s: %w", ErrClosed, c.peer, err)
+	return fmt.Errorf("%w: %s: %w", ErrClosed, c.peer.name, err)
 }
 
 // end closes the connection for that reason and returns the reason: the first
@@ -307,6 +307,8 @@ func (c *websocketConn) LastHeard() time.Time {
 }
 
 func (c *websocketConn) Heard() <-chan struct{} { return c.heard }
-func (c *websocketConn) Peer() string           { return c.peer }
-func (c *websocketConn) RemoteAddr() string     { return c.remote }
-func (c *websocketConn) Transport() string      { return "websocket" }
+func (c *websocketConn) Peer() string           { return c.peer.name }
+
+func (c *websocketConn) Issued() time.Time  { return c.peer.issued }
+func (c *websocketConn) RemoteAddr() string { return c.remote }
+func (c *websocketConn) Transport() string  { return "websocket" }

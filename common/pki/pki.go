@@ -222,6 +222,10 @@ func NodeName(cert *x509.Certificate) (string, error) {
 	return name, nil
 }
 
+// IssuedAt is when a certificate of Holdfast's CA was signed, by the signer's
+// clock and to the second.
+func IssuedAt(cert *x509.Certificate) time.Time { return cert.NotBefore.Add(Backdate) }
+
 // CheckNodeName holds Kubernetes' rule for the names of nodes: a DNS-1123
 // subdomain.
 func CheckNodeName(name string) error {

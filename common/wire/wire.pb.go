@@ -16,6 +16,8 @@
 //                                    <-    ReportResult{id, code}  (after the apiserver's answer)
 //   TokenAsk{id, ...}                ->
 //                                    <-    TokenAnswer{id, ...}
+//   CertificateAsk{id, csr}          ->                            (well before its certificate ends)
+//                                    <-    CertificateAnswer{id, ...}
 //
 // Numbers: Changes count 1, 2, 3 ... within a session; an edge that sees a gap
 // ends the session. Nothing is deleted at the edge but by a uid in deletes.
@@ -26,7 +28,7 @@
 // versions:
 // 	protoc-gen-go v1.36.12
 // 	protoc        v3.21.12
-// source: wire.proto
+// source: common/wire/wire.proto
 
 package wire
 
@@ -85,11 +87,11 @@ func (x Kind) String() string {
 }
 
 func (Kind) Descriptor() protoreflect.EnumDescriptor {
-	return file_wire_proto_enumTypes[0].Descriptor()
+	return file_common_wire_wire_proto_enumTypes[0].Descriptor()
 }
 
 func (Kind) Type() protoreflect.EnumType {
-	return &file_wire_proto_enumTypes[0]
+	return &file_common_wire_wire_proto_enumTypes[0]
 }
 
 func (x Kind) Number() protoreflect.EnumNumber {
@@ -98,7 +100,7 @@ func (x Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Kind.Descriptor instead.
 func (Kind) EnumDescriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{0}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{0}
 }
 
 type ReportKind int32
@@ -140,11 +142,11 @@ func (x ReportKind) String() string {
 }
 
 func (ReportKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_wire_proto_enumTypes[1].Descriptor()
+	return file_common_wire_wire_proto_enumTypes[1].Descriptor()
 }
 
 func (ReportKind) Type() protoreflect.EnumType {
-	return &file_wire_proto_enumTypes[1]
+	return &file_common_wire_wire_proto_enumTypes[1]
 }
 
 func (x ReportKind) Number() protoreflect.EnumNumber {
@@ -153,7 +155,7 @@ func (x ReportKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReportKind.Descriptor instead.
 func (ReportKind) EnumDescriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{1}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{1}
 }
 
 type ResultCode int32
@@ -192,11 +194,11 @@ func (x ResultCode) String() string {
 }
 
 func (ResultCode) Descriptor() protoreflect.EnumDescriptor {
-	return file_wire_proto_enumTypes[2].Descriptor()
+	return file_common_wire_wire_proto_enumTypes[2].Descriptor()
 }
 
 func (ResultCode) Type() protoreflect.EnumType {
-	return &file_wire_proto_enumTypes[2]
+	return &file_common_wire_wire_proto_enumTypes[2]
 }
 
 func (x ResultCode) Number() protoreflect.EnumNumber {
@@ -205,7 +207,7 @@ func (x ResultCode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ResultCode.Descriptor instead.
 func (ResultCode) EnumDescriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{2}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{2}
 }
 
 type Goodbye_Reason int32
@@ -256,11 +258,11 @@ func (x Goodbye_Reason) String() string {
 }
 
 func (Goodbye_Reason) Descriptor() protoreflect.EnumDescriptor {
-	return file_wire_proto_enumTypes[3].Descriptor()
+	return file_common_wire_wire_proto_enumTypes[3].Descriptor()
 }
 
 func (Goodbye_Reason) Type() protoreflect.EnumType {
-	return &file_wire_proto_enumTypes[3]
+	return &file_common_wire_wire_proto_enumTypes[3]
 }
 
 func (x Goodbye_Reason) Number() protoreflect.EnumNumber {
@@ -269,7 +271,7 @@ func (x Goodbye_Reason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Goodbye_Reason.Descriptor instead.
 func (Goodbye_Reason) EnumDescriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{13, 0}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{15, 0}
 }
 
 // ObjectRef names one object and the version of it that somebody holds.
@@ -287,7 +289,7 @@ type ObjectRef struct {
 
 func (x *ObjectRef) Reset() {
 	*x = ObjectRef{}
-	mi := &file_wire_proto_msgTypes[0]
+	mi := &file_common_wire_wire_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -299,7 +301,7 @@ func (x *ObjectRef) String() string {
 func (*ObjectRef) ProtoMessage() {}
 
 func (x *ObjectRef) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[0]
+	mi := &file_common_wire_wire_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -312,7 +314,7 @@ func (x *ObjectRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectRef.ProtoReflect.Descriptor instead.
 func (*ObjectRef) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{0}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *ObjectRef) GetKind() Kind {
@@ -363,7 +365,7 @@ type Object struct {
 
 func (x *Object) Reset() {
 	*x = Object{}
-	mi := &file_wire_proto_msgTypes[1]
+	mi := &file_common_wire_wire_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -375,7 +377,7 @@ func (x *Object) String() string {
 func (*Object) ProtoMessage() {}
 
 func (x *Object) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[1]
+	mi := &file_common_wire_wire_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -388,7 +390,7 @@ func (x *Object) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Object.ProtoReflect.Descriptor instead.
 func (*Object) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{1}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *Object) GetRef() *ObjectRef {
@@ -418,7 +420,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_wire_proto_msgTypes[2]
+	mi := &file_common_wire_wire_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -430,7 +432,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[2]
+	mi := &file_common_wire_wire_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -443,7 +445,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{2}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Hello) GetProtocolVersions() []uint32 {
@@ -487,7 +489,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_wire_proto_msgTypes[3]
+	mi := &file_common_wire_wire_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -499,7 +501,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[3]
+	mi := &file_common_wire_wire_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -512,7 +514,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{3}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Welcome) GetProtocolVersion() uint32 {
@@ -559,7 +561,7 @@ type InventoryAsk struct {
 
 func (x *InventoryAsk) Reset() {
 	*x = InventoryAsk{}
-	mi := &file_wire_proto_msgTypes[4]
+	mi := &file_common_wire_wire_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -571,7 +573,7 @@ func (x *InventoryAsk) String() string {
 func (*InventoryAsk) ProtoMessage() {}
 
 func (x *InventoryAsk) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[4]
+	mi := &file_common_wire_wire_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -584,7 +586,7 @@ func (x *InventoryAsk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryAsk.ProtoReflect.Descriptor instead.
 func (*InventoryAsk) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{4}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{4}
 }
 
 // Inventory lists what the edge holds; a large one comes in several messages.
@@ -598,7 +600,7 @@ type Inventory struct {
 
 func (x *Inventory) Reset() {
 	*x = Inventory{}
-	mi := &file_wire_proto_msgTypes[5]
+	mi := &file_common_wire_wire_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -610,7 +612,7 @@ func (x *Inventory) String() string {
 func (*Inventory) ProtoMessage() {}
 
 func (x *Inventory) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[5]
+	mi := &file_common_wire_wire_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -623,7 +625,7 @@ func (x *Inventory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inventory.ProtoReflect.Descriptor instead.
 func (*Inventory) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{5}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Inventory) GetItems() []*ObjectRef {
@@ -652,7 +654,7 @@ type Changes struct {
 
 func (x *Changes) Reset() {
 	*x = Changes{}
-	mi := &file_wire_proto_msgTypes[6]
+	mi := &file_common_wire_wire_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -664,7 +666,7 @@ func (x *Changes) String() string {
 func (*Changes) ProtoMessage() {}
 
 func (x *Changes) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[6]
+	mi := &file_common_wire_wire_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -677,7 +679,7 @@ func (x *Changes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changes.ProtoReflect.Descriptor instead.
 func (*Changes) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{6}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Changes) GetSeq() uint64 {
@@ -711,7 +713,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_wire_proto_msgTypes[7]
+	mi := &file_common_wire_wire_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -723,7 +725,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[7]
+	mi := &file_common_wire_wire_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -736,7 +738,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{7}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Ack) GetSeq() uint64 {
@@ -756,7 +758,7 @@ type Synced struct {
 
 func (x *Synced) Reset() {
 	*x = Synced{}
-	mi := &file_wire_proto_msgTypes[8]
+	mi := &file_common_wire_wire_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -768,7 +770,7 @@ func (x *Synced) String() string {
 func (*Synced) ProtoMessage() {}
 
 func (x *Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[8]
+	mi := &file_common_wire_wire_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -781,7 +783,7 @@ func (x *Synced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Synced.ProtoReflect.Descriptor instead.
 func (*Synced) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{8}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Synced) GetDigest() []byte {
@@ -803,7 +805,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_wire_proto_msgTypes[9]
+	mi := &file_common_wire_wire_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -815,7 +817,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[9]
+	mi := &file_common_wire_wire_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -828,7 +830,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{9}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Report) GetId() uint64 {
@@ -863,7 +865,7 @@ type ReportResult struct {
 
 func (x *ReportResult) Reset() {
 	*x = ReportResult{}
-	mi := &file_wire_proto_msgTypes[10]
+	mi := &file_common_wire_wire_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -875,7 +877,7 @@ func (x *ReportResult) String() string {
 func (*ReportResult) ProtoMessage() {}
 
 func (x *ReportResult) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[10]
+	mi := &file_common_wire_wire_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -888,7 +890,7 @@ func (x *ReportResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResult.ProtoReflect.Descriptor instead.
 func (*ReportResult) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{10}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ReportResult) GetId() uint64 {
@@ -928,7 +930,7 @@ type TokenAsk struct {
 
 func (x *TokenAsk) Reset() {
 	*x = TokenAsk{}
-	mi := &file_wire_proto_msgTypes[11]
+	mi := &file_common_wire_wire_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -940,7 +942,7 @@ func (x *TokenAsk) String() string {
 func (*TokenAsk) ProtoMessage() {}
 
 func (x *TokenAsk) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[11]
+	mi := &file_common_wire_wire_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -953,7 +955,7 @@ func (x *TokenAsk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenAsk.ProtoReflect.Descriptor instead.
 func (*TokenAsk) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{11}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TokenAsk) GetId() uint64 {
@@ -1019,7 +1021,7 @@ type TokenAnswer struct {
 
 func (x *TokenAnswer) Reset() {
 	*x = TokenAnswer{}
-	mi := &file_wire_proto_msgTypes[12]
+	mi := &file_common_wire_wire_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1031,7 +1033,7 @@ func (x *TokenAnswer) String() string {
 func (*TokenAnswer) ProtoMessage() {}
 
 func (x *TokenAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[12]
+	mi := &file_common_wire_wire_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1044,7 +1046,7 @@ func (x *TokenAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenAnswer.ProtoReflect.Descriptor instead.
 func (*TokenAnswer) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{12}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TokenAnswer) GetId() uint64 {
@@ -1089,6 +1091,136 @@ func (x *TokenAnswer) GetHubTimeUnixMs() int64 {
 	return 0
 }
 
+// CertificateAsk asks for a new certificate for the node of this session. The
+// session goes on with the old one; the next connection uses the new one.
+type CertificateAsk struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Csr           []byte                 `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"` // PEM; for the node's own name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CertificateAsk) Reset() {
+	*x = CertificateAsk{}
+	mi := &file_common_wire_wire_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CertificateAsk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CertificateAsk) ProtoMessage() {}
+
+func (x *CertificateAsk) ProtoReflect() protoreflect.Message {
+	mi := &file_common_wire_wire_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CertificateAsk.ProtoReflect.Descriptor instead.
+func (*CertificateAsk) Descriptor() ([]byte, []int) {
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *CertificateAsk) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *CertificateAsk) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+type CertificateAnswer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Code          ResultCode             `protobuf:"varint,2,opt,name=code,proto3,enum=holdfast.wire.v1.ResultCode" json:"code,omitempty"`
+	Message       string                 `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	Certificate   []byte                 `protobuf:"bytes,4,opt,name=certificate,proto3" json:"certificate,omitempty"` // PEM
+	Ca            []byte                 `protobuf:"bytes,5,opt,name=ca,proto3" json:"ca,omitempty"`                   // PEM; the CA to believe from now on
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CertificateAnswer) Reset() {
+	*x = CertificateAnswer{}
+	mi := &file_common_wire_wire_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CertificateAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CertificateAnswer) ProtoMessage() {}
+
+func (x *CertificateAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_common_wire_wire_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CertificateAnswer.ProtoReflect.Descriptor instead.
+func (*CertificateAnswer) Descriptor() ([]byte, []int) {
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *CertificateAnswer) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *CertificateAnswer) GetCode() ResultCode {
+	if x != nil {
+		return x.Code
+	}
+	return ResultCode_RESULT_UNSPECIFIED
+}
+
+func (x *CertificateAnswer) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *CertificateAnswer) GetCertificate() []byte {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *CertificateAnswer) GetCa() []byte {
+	if x != nil {
+		return x.Ca
+	}
+	return nil
+}
+
 // Goodbye says why the hub ends the session.
 type Goodbye struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1100,7 +1232,7 @@ type Goodbye struct {
 
 func (x *Goodbye) Reset() {
 	*x = Goodbye{}
-	mi := &file_wire_proto_msgTypes[13]
+	mi := &file_common_wire_wire_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1112,7 +1244,7 @@ func (x *Goodbye) String() string {
 func (*Goodbye) ProtoMessage() {}
 
 func (x *Goodbye) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[13]
+	mi := &file_common_wire_wire_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1125,7 +1257,7 @@ func (x *Goodbye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
 func (*Goodbye) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{13}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Goodbye) GetReason() Goodbye_Reason {
@@ -1151,6 +1283,7 @@ type EdgeMessage struct {
 	//	*EdgeMessage_Ack
 	//	*EdgeMessage_Report
 	//	*EdgeMessage_TokenAsk
+	//	*EdgeMessage_CertificateAsk
 	Body          isEdgeMessage_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1158,7 +1291,7 @@ type EdgeMessage struct {
 
 func (x *EdgeMessage) Reset() {
 	*x = EdgeMessage{}
-	mi := &file_wire_proto_msgTypes[14]
+	mi := &file_common_wire_wire_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1170,7 +1303,7 @@ func (x *EdgeMessage) String() string {
 func (*EdgeMessage) ProtoMessage() {}
 
 func (x *EdgeMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[14]
+	mi := &file_common_wire_wire_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1183,7 +1316,7 @@ func (x *EdgeMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeMessage.ProtoReflect.Descriptor instead.
 func (*EdgeMessage) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{14}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *EdgeMessage) GetBody() isEdgeMessage_Body {
@@ -1238,6 +1371,15 @@ func (x *EdgeMessage) GetTokenAsk() *TokenAsk {
 	return nil
 }
 
+func (x *EdgeMessage) GetCertificateAsk() *CertificateAsk {
+	if x != nil {
+		if x, ok := x.Body.(*EdgeMessage_CertificateAsk); ok {
+			return x.CertificateAsk
+		}
+	}
+	return nil
+}
+
 type isEdgeMessage_Body interface {
 	isEdgeMessage_Body()
 }
@@ -1262,6 +1404,10 @@ type EdgeMessage_TokenAsk struct {
 	TokenAsk *TokenAsk `protobuf:"bytes,5,opt,name=token_ask,json=tokenAsk,proto3,oneof"`
 }
 
+type EdgeMessage_CertificateAsk struct {
+	CertificateAsk *CertificateAsk `protobuf:"bytes,6,opt,name=certificate_ask,json=certificateAsk,proto3,oneof"`
+}
+
 func (*EdgeMessage_Hello) isEdgeMessage_Body() {}
 
 func (*EdgeMessage_Inventory) isEdgeMessage_Body() {}
@@ -1271,6 +1417,8 @@ func (*EdgeMessage_Ack) isEdgeMessage_Body() {}
 func (*EdgeMessage_Report) isEdgeMessage_Body() {}
 
 func (*EdgeMessage_TokenAsk) isEdgeMessage_Body() {}
+
+func (*EdgeMessage_CertificateAsk) isEdgeMessage_Body() {}
 
 type HubMessage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1283,6 +1431,7 @@ type HubMessage struct {
 	//	*HubMessage_ReportResult
 	//	*HubMessage_TokenAnswer
 	//	*HubMessage_Goodbye
+	//	*HubMessage_CertificateAnswer
 	Body          isHubMessage_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1290,7 +1439,7 @@ type HubMessage struct {
 
 func (x *HubMessage) Reset() {
 	*x = HubMessage{}
-	mi := &file_wire_proto_msgTypes[15]
+	mi := &file_common_wire_wire_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1302,7 +1451,7 @@ func (x *HubMessage) String() string {
 func (*HubMessage) ProtoMessage() {}
 
 func (x *HubMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_proto_msgTypes[15]
+	mi := &file_common_wire_wire_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1315,7 +1464,7 @@ func (x *HubMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HubMessage.ProtoReflect.Descriptor instead.
 func (*HubMessage) Descriptor() ([]byte, []int) {
-	return file_wire_proto_rawDescGZIP(), []int{15}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *HubMessage) GetBody() isHubMessage_Body {
@@ -1388,6 +1537,15 @@ func (x *HubMessage) GetGoodbye() *Goodbye {
 	return nil
 }
 
+func (x *HubMessage) GetCertificateAnswer() *CertificateAnswer {
+	if x != nil {
+		if x, ok := x.Body.(*HubMessage_CertificateAnswer); ok {
+			return x.CertificateAnswer
+		}
+	}
+	return nil
+}
+
 type isHubMessage_Body interface {
 	isHubMessage_Body()
 }
@@ -1420,6 +1578,10 @@ type HubMessage_Goodbye struct {
 	Goodbye *Goodbye `protobuf:"bytes,7,opt,name=goodbye,proto3,oneof"`
 }
 
+type HubMessage_CertificateAnswer struct {
+	CertificateAnswer *CertificateAnswer `protobuf:"bytes,8,opt,name=certificate_answer,json=certificateAnswer,proto3,oneof"`
+}
+
 func (*HubMessage_Welcome) isHubMessage_Body() {}
 
 func (*HubMessage_InventoryAsk) isHubMessage_Body() {}
@@ -1434,12 +1596,13 @@ func (*HubMessage_TokenAnswer) isHubMessage_Body() {}
 
 func (*HubMessage_Goodbye) isHubMessage_Body() {}
 
-var File_wire_proto protoreflect.FileDescriptor
+func (*HubMessage_CertificateAnswer) isHubMessage_Body() {}
 
-const file_wire_proto_rawDesc = "" +
+var File_common_wire_wire_proto protoreflect.FileDescriptor
+
+const file_common_wire_wire_proto_rawDesc = "" +
 	"\n" +
-	"\n" +
-	"wire.proto\x12\x10holdfast.wire.v1\"\x95\x01\n" +
+	"\x16common/wire/wire.proto\x12\x10holdfast.wire.v1\"\x95\x01\n" +
 	"\tObjectRef\x12*\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x16.holdfast.wire.v1.KindR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -1495,7 +1658,16 @@ const file_wire_proto_rawDesc = "" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12\x14\n" +
 	"\x05token\x18\x04 \x01(\tR\x05token\x12!\n" +
 	"\fexpires_unix\x18\x05 \x01(\x03R\vexpiresUnix\x12'\n" +
-	"\x10hub_time_unix_ms\x18\x06 \x01(\x03R\rhubTimeUnixMs\"\x9d\x02\n" +
+	"\x10hub_time_unix_ms\x18\x06 \x01(\x03R\rhubTimeUnixMs\"2\n" +
+	"\x0eCertificateAsk\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x10\n" +
+	"\x03csr\x18\x02 \x01(\fR\x03csr\"\xa1\x01\n" +
+	"\x11CertificateAnswer\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x120\n" +
+	"\x04code\x18\x02 \x01(\x0e2\x1c.holdfast.wire.v1.ResultCodeR\x04code\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\x12 \n" +
+	"\vcertificate\x18\x04 \x01(\fR\vcertificate\x12\x0e\n" +
+	"\x02ca\x18\x05 \x01(\fR\x02ca\"\x9d\x02\n" +
 	"\aGoodbye\x128\n" +
 	"\x06reason\x18\x01 \x01(\x0e2 .holdfast.wire.v1.Goodbye.ReasonR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\"\xbd\x01\n" +
@@ -1507,14 +1679,15 @@ const file_wire_proto_rawDesc = "" +
 	"\x0fREASON_SHUTDOWN\x10\x04\x12\x19\n" +
 	"\x15REASON_PROTOCOL_ERROR\x10\x05\x12\x12\n" +
 	"\x0eREASON_REVOKED\x10\x06\x12\x0f\n" +
-	"\vREASON_BUSY\x10\a\"\x9d\x02\n" +
+	"\vREASON_BUSY\x10\a\"\xea\x02\n" +
 	"\vEdgeMessage\x12/\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.holdfast.wire.v1.HelloH\x00R\x05hello\x12;\n" +
 	"\tinventory\x18\x02 \x01(\v2\x1b.holdfast.wire.v1.InventoryH\x00R\tinventory\x12)\n" +
 	"\x03ack\x18\x03 \x01(\v2\x15.holdfast.wire.v1.AckH\x00R\x03ack\x122\n" +
 	"\x06report\x18\x04 \x01(\v2\x18.holdfast.wire.v1.ReportH\x00R\x06report\x129\n" +
-	"\ttoken_ask\x18\x05 \x01(\v2\x1a.holdfast.wire.v1.TokenAskH\x00R\btokenAskB\x06\n" +
-	"\x04body\"\xbf\x03\n" +
+	"\ttoken_ask\x18\x05 \x01(\v2\x1a.holdfast.wire.v1.TokenAskH\x00R\btokenAsk\x12K\n" +
+	"\x0fcertificate_ask\x18\x06 \x01(\v2 .holdfast.wire.v1.CertificateAskH\x00R\x0ecertificateAskB\x06\n" +
+	"\x04body\"\x95\x04\n" +
 	"\n" +
 	"HubMessage\x125\n" +
 	"\awelcome\x18\x01 \x01(\v2\x19.holdfast.wire.v1.WelcomeH\x00R\awelcome\x12E\n" +
@@ -1523,7 +1696,8 @@ const file_wire_proto_rawDesc = "" +
 	"\x06synced\x18\x04 \x01(\v2\x18.holdfast.wire.v1.SyncedH\x00R\x06synced\x12E\n" +
 	"\rreport_result\x18\x05 \x01(\v2\x1e.holdfast.wire.v1.ReportResultH\x00R\freportResult\x12B\n" +
 	"\ftoken_answer\x18\x06 \x01(\v2\x1d.holdfast.wire.v1.TokenAnswerH\x00R\vtokenAnswer\x125\n" +
-	"\agoodbye\x18\a \x01(\v2\x19.holdfast.wire.v1.GoodbyeH\x00R\agoodbyeB\x06\n" +
+	"\agoodbye\x18\a \x01(\v2\x19.holdfast.wire.v1.GoodbyeH\x00R\agoodbye\x12T\n" +
+	"\x12certificate_answer\x18\b \x01(\v2#.holdfast.wire.v1.CertificateAnswerH\x00R\x11certificateAnswerB\x06\n" +
 	"\x04body*_\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\f\n" +
@@ -1546,42 +1720,44 @@ const file_wire_proto_rawDesc = "" +
 	"\fRESULT_RETRY\x10\x03B/Z-github.com/holdfast-edge/holdfast/common/wireb\x06proto3"
 
 var (
-	file_wire_proto_rawDescOnce sync.Once
-	file_wire_proto_rawDescData []byte
+	file_common_wire_wire_proto_rawDescOnce sync.Once
+	file_common_wire_wire_proto_rawDescData []byte
 )
 
-func file_wire_proto_rawDescGZIP() []byte {
-	file_wire_proto_rawDescOnce.Do(func() {
-		file_wire_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_wire_proto_rawDesc), len(file_wire_proto_rawDesc)))
+func file_common_wire_wire_proto_rawDescGZIP() []byte {
+	file_common_wire_wire_proto_rawDescOnce.Do(func() {
+		file_common_wire_wire_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_common_wire_wire_proto_rawDesc), len(file_common_wire_wire_proto_rawDesc)))
 	})
-	return file_wire_proto_rawDescData
+	return file_common_wire_wire_proto_rawDescData
 }
 
-var file_wire_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
-var file_wire_proto_goTypes = []any{
-	(Kind)(0),            // 0: holdfast.wire.v1.Kind
-	(ReportKind)(0),      // 1: holdfast.wire.v1.ReportKind
-	(ResultCode)(0),      // 2: holdfast.wire.v1.ResultCode
-	(Goodbye_Reason)(0),  // 3: holdfast.wire.v1.Goodbye.Reason
-	(*ObjectRef)(nil),    // 4: holdfast.wire.v1.ObjectRef
-	(*Object)(nil),       // 5: holdfast.wire.v1.Object
-	(*Hello)(nil),        // 6: holdfast.wire.v1.Hello
-	(*Welcome)(nil),      // 7: holdfast.wire.v1.Welcome
-	(*InventoryAsk)(nil), // 8: holdfast.wire.v1.InventoryAsk
-	(*Inventory)(nil),    // 9: holdfast.wire.v1.Inventory
-	(*Changes)(nil),      // 10: holdfast.wire.v1.Changes
-	(*Ack)(nil),          // 11: holdfast.wire.v1.Ack
-	(*Synced)(nil),       // 12: holdfast.wire.v1.Synced
-	(*Report)(nil),       // 13: holdfast.wire.v1.Report
-	(*ReportResult)(nil), // 14: holdfast.wire.v1.ReportResult
-	(*TokenAsk)(nil),     // 15: holdfast.wire.v1.TokenAsk
-	(*TokenAnswer)(nil),  // 16: holdfast.wire.v1.TokenAnswer
-	(*Goodbye)(nil),      // 17: holdfast.wire.v1.Goodbye
-	(*EdgeMessage)(nil),  // 18: holdfast.wire.v1.EdgeMessage
-	(*HubMessage)(nil),   // 19: holdfast.wire.v1.HubMessage
+var file_common_wire_wire_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_common_wire_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_common_wire_wire_proto_goTypes = []any{
+	(Kind)(0),                 // 0: holdfast.wire.v1.Kind
+	(ReportKind)(0),           // 1: holdfast.wire.v1.ReportKind
+	(ResultCode)(0),           // 2: holdfast.wire.v1.ResultCode
+	(Goodbye_Reason)(0),       // 3: holdfast.wire.v1.Goodbye.Reason
+	(*ObjectRef)(nil),         // 4: holdfast.wire.v1.ObjectRef
+	(*Object)(nil),            // 5: holdfast.wire.v1.Object
+	(*Hello)(nil),             // 6: holdfast.wire.v1.Hello
+	(*Welcome)(nil),           // 7: holdfast.wire.v1.Welcome
+	(*InventoryAsk)(nil),      // 8: holdfast.wire.v1.InventoryAsk
+	(*Inventory)(nil),         // 9: holdfast.wire.v1.Inventory
+	(*Changes)(nil),           // 10: holdfast.wire.v1.Changes
+	(*Ack)(nil),               // 11: holdfast.wire.v1.Ack
+	(*Synced)(nil),            // 12: holdfast.wire.v1.Synced
+	(*Report)(nil),            // 13: holdfast.wire.v1.Report
+	(*ReportResult)(nil),      // 14: holdfast.wire.v1.ReportResult
+	(*TokenAsk)(nil),          // 15: holdfast.wire.v1.TokenAsk
+	(*TokenAnswer)(nil),       // 16: holdfast.wire.v1.TokenAnswer
+	(*CertificateAsk)(nil),    // 17: holdfast.wire.v1.CertificateAsk
+	(*CertificateAnswer)(nil), // 18: holdfast.wire.v1.CertificateAnswer
+	(*Goodbye)(nil),           // 19: holdfast.wire.v1.Goodbye
+	(*EdgeMessage)(nil),       // 20: holdfast.wire.v1.EdgeMessage
+	(*HubMessage)(nil),        // 21: holdfast.wire.v1.HubMessage
 }
-var file_wire_proto_depIdxs = []int32{
+var file_common_wire_wire_proto_depIdxs = []int32{
 	0,  // 0: holdfast.wire.v1.ObjectRef.kind:type_name -> holdfast.wire.v1.Kind
 	4,  // 1: holdfast.wire.v1.Object.ref:type_name -> holdfast.wire.v1.ObjectRef
 	4,  // 2: holdfast.wire.v1.Inventory.items:type_name -> holdfast.wire.v1.ObjectRef
@@ -1590,39 +1766,43 @@ var file_wire_proto_depIdxs = []int32{
 	1,  // 5: holdfast.wire.v1.Report.kind:type_name -> holdfast.wire.v1.ReportKind
 	2,  // 6: holdfast.wire.v1.ReportResult.code:type_name -> holdfast.wire.v1.ResultCode
 	2,  // 7: holdfast.wire.v1.TokenAnswer.code:type_name -> holdfast.wire.v1.ResultCode
-	3,  // 8: holdfast.wire.v1.Goodbye.reason:type_name -> holdfast.wire.v1.Goodbye.Reason
-	6,  // 9: holdfast.wire.v1.EdgeMessage.hello:type_name -> holdfast.wire.v1.Hello
-	9,  // 10: holdfast.wire.v1.EdgeMessage.inventory:type_name -> holdfast.wire.v1.Inventory
-	11, // 11: holdfast.wire.v1.EdgeMessage.ack:type_name -> holdfast.wire.v1.Ack
-	13, // 12: holdfast.wire.v1.EdgeMessage.report:type_name -> holdfast.wire.v1.Report
-	15, // 13: holdfast.wire.v1.EdgeMessage.token_ask:type_name -> holdfast.wire.v1.TokenAsk
-	7,  // 14: holdfast.wire.v1.HubMessage.welcome:type_name -> holdfast.wire.v1.Welcome
-	8,  // 15: holdfast.wire.v1.HubMessage.inventory_ask:type_name -> holdfast.wire.v1.InventoryAsk
-	10, // 16: holdfast.wire.v1.HubMessage.changes:type_name -> holdfast.wire.v1.Changes
-	12, // 17: holdfast.wire.v1.HubMessage.synced:type_name -> holdfast.wire.v1.Synced
-	14, // 18: holdfast.wire.v1.HubMessage.report_result:type_name -> holdfast.wire.v1.ReportResult
-	16, // 19: holdfast.wire.v1.HubMessage.token_answer:type_name -> holdfast.wire.v1.TokenAnswer
-	17, // 20: holdfast.wire.v1.HubMessage.goodbye:type_name -> holdfast.wire.v1.Goodbye
-	21, // [21:21] is the sub-list for method output_type
-	21, // [21:21] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	2,  // 8: holdfast.wire.v1.CertificateAnswer.code:type_name -> holdfast.wire.v1.ResultCode
+	3,  // 9: holdfast.wire.v1.Goodbye.reason:type_name -> holdfast.wire.v1.Goodbye.Reason
+	6,  // 10: holdfast.wire.v1.EdgeMessage.hello:type_name -> holdfast.wire.v1.Hello
+	9,  // 11: holdfast.wire.v1.EdgeMessage.inventory:type_name -> holdfast.wire.v1.Inventory
+	11, // 12: holdfast.wire.v1.EdgeMessage.ack:type_name -> holdfast.wire.v1.Ack
+	13, // 13: holdfast.wire.v1.EdgeMessage.report:type_name -> holdfast.wire.v1.Report
+	15, // 14: holdfast.wire.v1.EdgeMessage.token_ask:type_name -> holdfast.wire.v1.TokenAsk
+	17, // 15: holdfast.wire.v1.EdgeMessage.certificate_ask:type_name -> holdfast.wire.v1.CertificateAsk
+	7,  // 16: holdfast.wire.v1.HubMessage.welcome:type_name -> holdfast.wire.v1.Welcome
+	8,  // 17: holdfast.wire.v1.HubMessage.inventory_ask:type_name -> holdfast.wire.v1.InventoryAsk
+	10, // 18: holdfast.wire.v1.HubMessage.changes:type_name -> holdfast.wire.v1.Changes
+	12, // 19: holdfast.wire.v1.HubMessage.synced:type_name -> holdfast.wire.v1.Synced
+	14, // 20: holdfast.wire.v1.HubMessage.report_result:type_name -> holdfast.wire.v1.ReportResult
+	16, // 21: holdfast.wire.v1.HubMessage.token_answer:type_name -> holdfast.wire.v1.TokenAnswer
+	19, // 22: holdfast.wire.v1.HubMessage.goodbye:type_name -> holdfast.wire.v1.Goodbye
+	18, // 23: holdfast.wire.v1.HubMessage.certificate_answer:type_name -> holdfast.wire.v1.CertificateAnswer
+	24, // [24:24] is the sub-list for method output_type
+	24, // [24:24] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
-func init() { file_wire_proto_init() }
-func file_wire_proto_init() {
-	if File_wire_proto != nil {
+func init() { file_common_wire_wire_proto_init() }
+func file_common_wire_wire_proto_init() {
+	if File_common_wire_wire_proto != nil {
 		return
 	}
-	file_wire_proto_msgTypes[14].OneofWrappers = []any{
+	file_common_wire_wire_proto_msgTypes[16].OneofWrappers = []any{
 		(*EdgeMessage_Hello)(nil),
 		(*EdgeMessage_Inventory)(nil),
 		(*EdgeMessage_Ack)(nil),
 		(*EdgeMessage_Report)(nil),
 		(*EdgeMessage_TokenAsk)(nil),
+		(*EdgeMessage_CertificateAsk)(nil),
 	}
-	file_wire_proto_msgTypes[15].OneofWrappers = []any{
+	file_common_wire_wire_proto_msgTypes[17].OneofWrappers = []any{
 		(*HubMessage_Welcome)(nil),
 		(*HubMessage_InventoryAsk)(nil),
 		(*HubMessage_Changes)(nil),
@@ -1630,23 +1810,24 @@ func file_wire_proto_init() {
 		(*HubMessage_ReportResult)(nil),
 		(*HubMessage_TokenAnswer)(nil),
 		(*HubMessage_Goodbye)(nil),
+		(*HubMessage_CertificateAnswer)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
-			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_proto_rawDesc), len(file_wire_proto_rawDesc)),
+			RawDescriptor: unsafe.Slice(unsafe.StringData(file_common_wire_wire_proto_rawDesc), len(file_common_wire_wire_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   16,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
-		GoTypes:           file_wire_proto_goTypes,
-		DependencyIndexes: file_wire_proto_depIdxs,
-		EnumInfos:         file_wire_proto_enumTypes,
-		MessageInfos:      file_wire_proto_msgTypes,
+		GoTypes:           file_common_wire_wire_proto_goTypes,
+		DependencyIndexes: file_common_wire_wire_proto_depIdxs,
+		EnumInfos:         file_common_wire_wire_proto_enumTypes,
+		MessageInfos:      file_common_wire_wire_proto_msgTypes,
 	}.Build()
-	File_wire_proto = out.File
-	file_wire_proto_goTypes = nil
-	file_wire_proto_depIdxs = nil
+	File_common_wire_wire_proto = out.File
+	file_common_wire_wire_proto_goTypes = nil
+	file_common_wire_wire_proto_depIdxs = nil
 }
