@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -33,7 +34,7 @@ const defaultCNIConfDir = "/etc/cni/net.d"
 // JoinOptions say how a machine joins. An empty value means: as an earlier join
 // had it, or else the default.
 type JoinOptions struct {
-	Hub             string // HOST:PORT
+	Hubs            []string // HOST:PORT each; hubs of one cluster, tried in turn
 	Token           string
 	CAHash          string
 	NodeName        string
@@ -129,8 +130,13 @@ func (j *joining) resolve() error {
 	if o.Taints != nil {
 		c.Taints = o.Taints
 	}
-	o.Hub = config.HubAddress(o.Hub)
-	c.Hub = []string{o.Hub}
+	c.Hub = nil
+	for _, hub := range o.Hubs {
+		if hub = config.HubAddress(hub); !slices.Contains(c.Hub, hub) {
+			c.Hub = append(c.Hub, hub)
+		}
+	}
+	o.Hubs = c.Hub
 	if err := c.Validate(); err != nil {
 		return usage("%w", err)
 	}
@@ -192,8 +198,7 @@ func (j *joining) enroll(ctx context.Context) error {
 		j.step("node %s has joined before: its certificate is kept", j.earlier.NodeName)
 		return nil
 	}
-	j.step("asking the hub at %s for a certificate for node %s", j.o.Hub, j.config.NodeName)
-	credentials, err := enrollment.Enroll(ctx, enrollment.Request{Hub: j.o.Hub, Token: j.o.Token, CAHash: j.o.CAHash, NodeName: j.config.NodeName})
+	credentials, err := j.certificate(ctx)
 	if err != nil {
 		return err
 	}
@@ -201,11 +206,28 @@ func (j *joining) enroll(ctx context.Context) error {
 	if err := jr.NoteFolder(j.config.DataDir); err != nil {
 		return err
 	}
-	jr.Node, jr.Hub, jr.CAHash = j.config.NodeName, j.o.Hub, j.o.CAHash
+	jr.Node, jr.Hub, jr.CAHash = j.config.NodeName, strings.Join(j.o.Hubs, ","), j.o.CAHash
 	if err := jr.Save(); err != nil {
 		return err
 	}
 	return credentials.Save(j.config.DataDir)
+}
+
+// certificate asks one hub after the other, until one has decided.
+func (j *joining) certificate(ctx context.Context) (enrollment.Credentials, error) {
+	var failed error
+	for _, hub := range j.o.Hubs {
+		j.step("asking the hub at %s for a certificate for node %s", hub, j.config.NodeName)
+		credentials, err := enrollment.Enroll(ctx, enrollment.Request{Hub: hub, Token: j.o.Token, CAHash: j.o.CAHash, NodeName: j.config.NodeName})
+		if err == nil {
+			return credentials, nil
+		}
+		failed = errors.Join(failed, err)
+		if errors.Is(err, enrollment.ErrRefused) || ctx.Err() != nil {
+			break // the hubs share their tokens and names
+		}
+	}
+	return enrollment.Credentials{}, failed
 }
 
 // network gives pods a network where there is none.

@@ -168,18 +168,36 @@ func (j *joining) checkNetwork(context.Context) checklist.Result {
 	return checklist.Good("none in %s: a bridge network for pods will be written there", dir)
 }
 
+// checkHub asks every hub; one that answers is enough to join.
 func (j *joining) checkHub(ctx context.Context) checklist.Result {
-	_, err := enrollment.FindCA(ctx, enrollment.Request{Hub: j.o.Hub, CAHash: j.o.CAHash})
-	if err != nil {
-		return checklist.Bad("the address and --ca-hash must be those that `holdfast init` and `holdfast token create` print; the hub must run, and its port be open", "%v", err)
+	var good []string
+	var failed error
+	for _, hub := range j.o.Hubs {
+		if _, err := enrollment.FindCA(ctx, enrollment.Request{Hub: hub, CAHash: j.o.CAHash}); err != nil {
+			failed = errors.Join(failed, err)
+			continue
+		}
+		good = append(good, hub)
 	}
-	return checklist.Good("%s answers and has the CA of --ca-hash", j.o.Hub)
+	switch {
+	case len(good) == 0:
+		return checklist.Bad("the address and --ca-hash must be those that `holdfast init` and `holdfast token create` print; the hub must run, and its port be open", "%v", failed)
+	case failed != nil:
+		return checklist.Doubt("the node joins all the same; it will be of no use when the others are down", "%v", failed)
+	}
+	return checklist.Good("%s: right CA (--ca-hash)", strings.Join(good, ", "))
 }
 
 // checkClock compares this machine's clock with the hub's. A wrong clock is no
 // reason to stop: edgecore trusts no clock. It makes logs hard to read, though.
 func (j *joining) checkClock(ctx context.Context) checklist.Result {
-	hub, err := hubTime(ctx, j.o.Hub, j.o.CAHash)
+	var hub time.Time
+	err := errors.New("no hub was given")
+	for _, address := range j.o.Hubs {
+		if hub, err = hubTime(ctx, address, j.o.CAHash); err == nil {
+			break
+		}
+	}
 	if err != nil {
 		if y := checkYear(); y.Level != checklist.OK {
 			return checklist.Doubt(y.Remedy, "%s", y.Fact)

@@ -43,7 +43,8 @@ type Edge struct {
 	// NodeName is the node's name in the cluster; the machine's host name where
 	// it is empty. It must be the name in the node's certificate.
 	NodeName string `json:"nodeName,omitempty"`
-	// Hub lists the addresses (HOST:PORT) of the hub; the first is tried first.
+	// Hub lists addresses (HOST:PORT) of the hub, or of several hubs of one
+	// cluster; they are tried in turn.
 	Hub []string `json:"hub"`
 	// Transport is how the hub is reached: websocket, quic, or auto (QUIC, and
 	// websocket where UDP is blocked).
@@ -76,9 +77,12 @@ type Edge struct {
 	// Taints are set on the Node when it registers: key=value:Effect or key:Effect.
 	Taints []string `json:"taints,omitempty"`
 	// KeepAlive is how long the edge says nothing before it shows the hub that
-	// it is still there. The hub calls a node silent after two and a half times
-	// this, so both sides must have the same.
+	// it is still there; both sides must have the same.
 	KeepAlive Duration `json:"keepAlive,omitzero"`
+	// LineTimeout is how long what was sent may stay without an answer before the
+	// line counts as dead. A dead line is so found within KeepAlive+LineTimeout,
+	// by either side; both must have the same.
+	LineTimeout Duration `json:"lineTimeout,omitzero"`
 	// StatusInterval is how often the node looks at its own condition. Only a
 	// change is sent.
 	StatusInterval Duration `json:"statusInterval,omitzero"`
@@ -100,8 +104,10 @@ type Cloud struct {
 	AdvertiseAddresses []string `json:"advertiseAddresses,omitempty"`
 	// DataDir holds the hub's certificate.
 	DataDir string `json:"dataDir,omitempty"`
-	// KeepAlive must be that of the edges.
-	KeepAlive Duration `json:"keepAlive,omitzero"`
+	// KeepAlive and LineTimeout must be those of the edges. An edge that was not
+	// heard for both together is taken for gone.
+	KeepAlive   Duration `json:"keepAlive,omitzero"`
+	LineTimeout Duration `json:"lineTimeout,omitzero"`
 	// LogLevel is debug, info, warn or error.
 	LogLevel string `json:"logLevel,omitempty"`
 	// HealthListen is the address of /healthz, in plain HTTP.
@@ -119,7 +125,8 @@ func DefaultEdge() Edge {
 		CgroupRoot:               "/",
 		ClusterDomain:            "cluster.local",
 		MaxPods:                  110,
-		KeepAlive:                Duration{25 * time.Second},
+		KeepAlive:                Duration{28 * time.Second},
+		LineTimeout:              Duration{12 * time.Second},
 		StatusInterval:           Duration{10 * time.Second},
 		LogLevel:                 "info",
 	}
@@ -131,7 +138,8 @@ func DefaultCloud() Cloud {
 		Listen:       "0.0.0.0:" + HubPort,
 		QUIC:         true,
 		DataDir:      "/var/lib/holdfast/cloud",
-		KeepAlive:    Duration{25 * time.Second},
+		KeepAlive:    Duration{28 * time.Second},
+		LineTimeout:  Duration{12 * time.Second},
 		LogLevel:     "info",
 		HealthListen: "127.0.0.1:10351",
 	}

@@ -22,6 +22,12 @@ const (
 	maxKeepAlive = 10 * time.Minute
 )
 
+// Bounds of the line's patience: a mobile line may lose packets for seconds.
+const (
+	minLineTimeout = time.Second
+	maxLineTimeout = 5 * time.Minute
+)
+
 // complete fills in what depends on the machine.
 func (c *Edge) complete() error {
 	if c.NodeName == "" {
@@ -101,7 +107,7 @@ func (c Edge) Validate() error {
 	if d := c.StatusInterval.Duration; d < time.Second || d > time.Hour {
 		bad("statusInterval", "%s is not between 1s and 1h", d)
 	}
-	errs = append(errs, checkKeepAlive(c.KeepAlive), checkLogLevel(c.LogLevel))
+	errs = append(errs, checkTiming(c.KeepAlive, c.LineTimeout), checkLogLevel(c.LogLevel))
 	slices.SortFunc(errs, byText)
 	return errors.Join(errs...)
 }
@@ -129,7 +135,7 @@ func (c Cloud) Validate() error {
 	if !filepath.IsAbs(c.DataDir) {
 		bad("dataDir", "%q is not an absolute path", c.DataDir)
 	}
-	errs = append(errs, checkKeepAlive(c.KeepAlive), checkLogLevel(c.LogLevel))
+	errs = append(errs, checkTiming(c.KeepAlive, c.LineTimeout), checkLogLevel(c.LogLevel))
 	slices.SortFunc(errs, byText)
 	return errors.Join(errs...)
 }
@@ -148,11 +154,15 @@ func byText(a, b error) int {
 	return strings.Compare(a.Error(), b.Error())
 }
 
-func checkKeepAlive(d Duration) error {
-	if d.Duration < minKeepAlive || d.Duration > maxKeepAlive {
-		return fmt.Errorf("keepAlive: %s is not between %s and %s", d, minKeepAlive, maxKeepAlive)
+func checkTiming(keepAlive, line Duration) error {
+	var errs []error
+	if d := keepAlive.Duration; d < minKeepAlive || d > maxKeepAlive {
+		errs = append(errs, fmt.Errorf("keepAlive: %s is not between %s and %s", keepAlive, minKeepAlive, maxKeepAlive))
 	}
-	return nil
+	if d := line.Duration; d < minLineTimeout || d > maxLineTimeout {
+		errs = append(errs, fmt.Errorf("lineTimeout: %s is not between %s and %s", line, minLineTimeout, maxLineTimeout))
+	}
+	return errors.Join(errs...)
 }
 
 func checkLogLevel(level string) error {

@@ -100,7 +100,7 @@ func serve(ctx context.Context, cfg config.Cloud, log *slog.Logger) error {
 	nodes := hub.New(hub.Options{Cluster: cluster, Reports: reports, Log: log, Version: version})
 	keeper := autonomy.New(clients.own, cluster, log)
 	joins := enroll.New(enroll.Options{Client: clients.own, CA: self.CA(), Log: log})
-	acceptor, links, err := door.accept(link.AcceptOptions{Timing: link.TimingFor(cfg.KeepAlive.Duration), Log: log}, self)
+	acceptor, links, err := door.accept(link.AcceptOptions{Timing: link.Timing{KeepAlive: cfg.KeepAlive.Duration, UserTimeout: cfg.LineTimeout.Duration}, Log: log}, self)
 	if err != nil {
 		return err
 	}

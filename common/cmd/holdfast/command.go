@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -137,24 +138,27 @@ func joinCommand(app *adm.App) *cobra.Command {
 	var o adm.JoinOptions
 	var labels []string
 	c := &cobra.Command{
-		Use: "join HOST:PORT --token TOKEN --ca-hash sha256:HASH", Short: "Make this machine an edge node",
+		Use: "join HOST:PORT... --token TOKEN --ca-hash sha256:HASH", Short: "Make this machine an edge node",
 		Long: `join makes this machine an edge node of the cloud at HOST:PORT: it looks whether the
 machine is ready and says what to do where it is not, gets the node a certificate
 with the token (from no other hub than the one whose CA has the hash), gives pods a
 bridge network where there is none, starts edgecore, and waits until the Node is
 Ready. ` + "`holdfast init`" + ` and ` + "`holdfast token create`" + ` print the whole command.
 
+Of a cluster with several hubs, give the addresses of all: the node tries them in
+turn, and goes to another within seconds when its hub is gone.
+
 Run it again whenever you like: a node that has joined keeps its certificate and
 its pods. For several edges on one machine give each its own --node-name,
 --data-dir, --config, --run-dir and --container-runtime-endpoint.`,
 		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) != 1 {
-				return wrong(fmt.Errorf("join takes one argument, the hub's HOST:PORT, as `holdfast token create` prints it; there are %d", len(args)))
+			if len(args) == 0 {
+				return wrong(errors.New("join needs the hub's HOST:PORT, as `holdfast token create` prints it"))
 			}
 			return nil
 		},
 		RunE: func(c *cobra.Command, args []string) error {
-			o.Hub = args[0]
+			o.Hubs = args
 			for _, l := range labels {
 				key, value, ok := strings.Cut(l, "=")
 				if !ok || key == "" {

@@ -45,7 +45,7 @@ func (d *dialer) Dial(ctx context.Context) (link.Conn, error) {
 		}
 		d.dialer = dial(link.DialOptions{
 			Hubs: d.cfg.Hub, RootCAs: pool, Certificate: d.certificate,
-			Timing: link.TimingFor(d.cfg.KeepAlive.Duration), Log: d.log,
+			Timing: link.Timing{KeepAlive: d.cfg.KeepAlive.Duration, UserTimeout: d.cfg.LineTimeout.Duration}, Log: d.log,
 		})
 	}
 	return d.dialer.Dial(ctx)
