@@ -99,9 +99,9 @@ func yes(ok bool, why string) string {
 func line(l localstatus.Line) string {
 	switch {
 	case l.Connected && l.Synced:
-		return fmt.Sprintf("connected to %s for %s, all received", l.Hub, since(l.Since))
+		return fmt.Sprintf("connected to %s over %s for %s, all received", l.Hub, l.Transport, since(l.Since))
 	case l.Connected:
-		return fmt.Sprintf("connected to %s for %s, still receiving", l.Hub, since(l.Since))
+		return fmt.Sprintf("connected to %s over %s for %s, still receiving", l.Hub, l.Transport, since(l.Since))
 	case l.Since.IsZero():
 		return "cut; pods run as last known" + because(l.LastError)
 	}

@@ -42,6 +42,7 @@ type Line struct {
 	Connected bool      `json:"connected"`
 	Since     time.Time `json:"since"` // of Connected's last change
 	Hub       string    `json:"hub,omitempty"`
+	Transport string    `json:"transport,omitempty"`
 	Synced    bool      `json:"synced"`
 	LastError string    `json:"lastError,omitempty"`
 }

@@ -31,6 +31,7 @@ type State struct {
 	Connected bool      // a session is open
 	Since     time.Time // when Connected last changed
 	Hub       string    // the hub's address, of the last session
+	Transport string    // websocket or quic, of the last session
 	Synced    bool      // this session's hub has sent everything
 	LastError string    // why there is no session, or why the last one ended
 }
@@ -363,7 +364,7 @@ func (c *conversation) do(ctx context.Context, a action) ([]action, error) {
 func (c *conversation) opened(ctx context.Context, w *wire.Welcome) {
 	c.openedAt = time.Now()
 	c.u.clock.learn(ctx, c.u.opts.Store, w.GetHubTimeUnixMs())
-	c.u.update(func(s *State) { s.Connected, s.Hub, s.LastError = true, c.conn.Peer(), "" })
+	c.u.update(func(s *State) { s.Connected, s.Hub, s.Transport, s.LastError = true, c.conn.Peer(), c.conn.Transport(), "" })
 	c.u.log.Info("the line to the hub is up", "hub", c.conn.Peer(), "session", w.GetSession(),
 		"hubVersion", w.GetHubVersion(), "transport", c.conn.Transport(), "inSync", w.GetInSync())
 }

@@ -28,6 +28,7 @@ type Node struct {
 	world *World
 	dir   string
 	quiet bool
+	hubs  []string
 	join  *Process // `holdfast join --foreground`, parent of the first edgecore
 	edge  *Process // edgecore, when the world itself started it
 }
@@ -36,13 +37,17 @@ type Node struct {
 type NodeOptions struct {
 	Containerd string   // another containerd binary
 	JoinArgs   []string // further arguments of `holdfast join`
+	Hubs       []string // that it joins; none: the world's first
 	NoJoin     bool     // the machine alone: Join is called later
 	Quiet      bool     // what join prints is not for Options.Log
 }
 
 // AddNode makes a machine and joins it; it returns when the node is Ready.
 func (w *World) AddNode(ctx context.Context, name string, o NodeOptions) (*Node, error) {
-	n := &Node{Name: name, world: w, dir: filepath.Join(w.Dir, name), quiet: o.Quiet}
+	n := &Node{Name: name, world: w, dir: filepath.Join(w.Dir, name), quiet: o.Quiet, hubs: o.Hubs}
+	if len(n.hubs) == 0 {
+		n.hubs = []string{w.Hub()}
+	}
 	w.mu.Lock()
 	w.nodes = append(w.nodes, n)
 	w.mu.Unlock()
@@ -91,12 +96,12 @@ func (n *Node) CgroupRoot() string { return filepath.Join(CgroupRoot(), n.Name) 
 
 // JoinArgs are the arguments of `holdfast join` that make the node what it is.
 func (n *Node) JoinArgs(token, caHash string) []string {
-	return []string{
-		"join", n.world.Hub(), "--token", token, "--ca-hash", caHash, "--node-name", n.Name,
+	return append(append([]string{"join"}, n.hubs...),
+		"--token", token, "--ca-hash", caHash, "--node-name", n.Name,
 		"--data-dir", n.DataDir(), "--config", n.Config(), "--run-dir", n.RunDir(), "--pod-logs-dir", n.PodLogs(),
 		"--container-runtime-endpoint", n.Containerd.Endpoint(), "--cni-conf-dir", n.Containerd.CNIConfDir(),
 		"--cgroup-root", n.CgroupRoot(), "--foreground",
-	}
+	)
 }
 
 // Join runs `holdfast join --foreground` and waits until the node is Ready.

@@ -43,6 +43,7 @@ type World struct {
 
 	mu    sync.Mutex
 	nodes []*Node
+	hubs  []*Hub // beside the one of `holdfast init`
 }
 
 // joinCommand is what `holdfast init` told the operator to type.
@@ -135,16 +136,7 @@ func (w *World) KillCloud() error {
 	if err := w.init.Signal(syscall.SIGKILL); err != nil {
 		return err
 	}
-	for _, name := range []string{"controlplane", "cloudcore"} {
-		pids, err := find(name, w.Dir)
-		if err != nil {
-			return err
-		}
-		if err := kill(pids...); err != nil {
-			return err
-		}
-	}
-	return nil
+	return errors.Join(killAll("controlplane", w.controlPlaneDir()), killAll("cloudcore", w.cloudConfig()))
 }
 
 // Token makes a fresh join token.
@@ -169,6 +161,9 @@ func (w *World) Close() error {
 	var errs []error
 	for _, n := range w.nodes {
 		errs = append(errs, n.close())
+	}
+	for _, h := range w.hubs {
+		errs = append(errs, h.Kill())
 	}
 	if w.init != nil {
 		errs = append(errs, w.KillCloud())

@@ -173,7 +173,7 @@ func (e *engine) status(ctx context.Context, started time.Time) localstatus.Stat
 	line := e.line.State()
 	s := localstatus.Status{
 		Node: e.cfg.NodeName, Version: version, Started: started,
-		Line:  localstatus.Line{Connected: line.Connected, Since: line.Since, Hub: line.Hub, Synced: line.Synced, LastError: line.LastError},
+		Line:  localstatus.Line{Connected: line.Connected, Since: line.Since, Hub: line.Hub, Transport: line.Transport, Synced: line.Synced, LastError: line.LastError},
 		Pods:  []localstatus.PodSummary{},
 		Store: localstatus.Store{Path: databasePath(e.cfg), Recovery: recoveryText(e.store.Opened().Recovery), SyncedOnce: e.store.SyncedOnce()},
 	}
