@@ -364,7 +364,9 @@ func (c *conversation) do(ctx context.Context, a action) ([]action, error) {
 func (c *conversation) opened(ctx context.Context, w *wire.Welcome) {
 	c.openedAt = time.Now()
 	c.u.clock.learn(ctx, c.u.opts.Store, w.GetHubTimeUnixMs())
-	c.u.update(func(s *State) { s.Connected, s.Hub, s.Transport, s.LastError = true, c.conn.Peer(), c.conn.Transport(), "" })
+	c.u.update(func(s *State) {
+		s.Connected, s.Hub, s.Transport, s.LastError = true, c.conn.Peer(), c.conn.Transport(), ""
+	})
 	c.u.log.Info("the line to the hub is up", "hub", c.conn.Peer(), "session", w.GetSession(),
 		"hubVersion", w.GetHubVersion(), "transport", c.conn.Transport(), "inSync", w.GetInSync())
 }

@@ -112,4 +112,3 @@ func TestANodeMovesToAnotherHub(t *testing.T) {
 	late := s.Node("moving-late", world.NodeOptions{Hubs: []string{doomed.Address}})
 	s.Start("late", late, nil)
 }
-
