@@ -7,6 +7,7 @@
 //   Hello{version, digest}           ->
 //                                    <-    Welcome{version, session, in_sync}
 //   (in_sync: nothing else to send; the hub goes straight to live changes)
+//                                    <-    Claimed                 (if claim_follows: no Report before it)
 //                                    <-    InventoryAsk            (otherwise)
 //   Inventory{items, last}           ->
 //                                    <-    Changes{seq, upserts, deletes} ...
@@ -271,7 +272,7 @@ func (x Goodbye_Reason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Goodbye_Reason.Descriptor instead.
 func (Goodbye_Reason) EnumDescriptor() ([]byte, []int) {
-	return file_common_wire_wire_proto_rawDescGZIP(), []int{15, 0}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{16, 0}
 }
 
 // ObjectRef names one object and the version of it that somebody holds.
@@ -483,6 +484,7 @@ type Welcome struct {
 	InSync          bool                   `protobuf:"varint,3,opt,name=in_sync,json=inSync,proto3" json:"in_sync,omitempty"` // the digests are equal
 	HubTimeUnixMs   int64                  `protobuf:"varint,4,opt,name=hub_time_unix_ms,json=hubTimeUnixMs,proto3" json:"hub_time_unix_ms,omitempty"`
 	HubVersion      string                 `protobuf:"bytes,5,opt,name=hub_version,json=hubVersion,proto3" json:"hub_version,omitempty"`
+	ClaimFollows    bool                   `protobuf:"varint,6,opt,name=claim_follows,json=claimFollows,proto3" json:"claim_follows,omitempty"` // reports wait for Claimed
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -552,6 +554,62 @@ func (x *Welcome) GetHubVersion() string {
 	return ""
 }
 
+func (x *Welcome) GetClaimFollows() bool {
+	if x != nil {
+		return x.ClaimFollows
+	}
+	return false
+}
+
+// Claimed says that the hub has claimed the node for this session, with an epoch
+// higher than that of every session before: reports may be sent from now on. An
+// edge that reported earlier could leave reports in a session that it abandons
+// before the claim, and a claim that is made late would be the highest then: the
+// old reports would be written over those of the next session.
+type Claimed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"` // for logs
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Claimed) Reset() {
+	*x = Claimed{}
+	mi := &file_common_wire_wire_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Claimed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Claimed) ProtoMessage() {}
+
+func (x *Claimed) ProtoReflect() protoreflect.Message {
+	mi := &file_common_wire_wire_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Claimed.ProtoReflect.Descriptor instead.
+func (*Claimed) Descriptor() ([]byte, []int) {
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Claimed) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
 // InventoryAsk asks for everything that the edge holds.
 type InventoryAsk struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -561,7 +619,7 @@ type InventoryAsk struct {
 
 func (x *InventoryAsk) Reset() {
 	*x = InventoryAsk{}
-	mi := &file_common_wire_wire_proto_msgTypes[4]
+	mi := &file_common_wire_wire_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -573,7 +631,7 @@ func (x *InventoryAsk) String() string {
 func (*InventoryAsk) ProtoMessage() {}
 
 func (x *InventoryAsk) ProtoReflect() protoreflect.Message {
-	mi := &file_common_wire_wire_proto_msgTypes[4]
+	mi := &file_common_wire_wire_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -586,7 +644,7 @@ func (x *InventoryAsk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InventoryAsk.ProtoReflect.Descriptor instead.
 func (*InventoryAsk) Descriptor() ([]byte, []int) {
-	return file_common_wire_wire_proto_rawDescGZIP(), []int{4}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{5}
 }
 
 // Inventory lists what the edge holds; a large one comes in several messages.
@@ -600,7 +658,7 @@ type Inventory struct {
 
 func (x *Inventory) Reset() {
 	*x = Inventory{}
-	mi := &file_common_wire_wire_proto_msgTypes[5]
+	mi := &file_common_wire_wire_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -612,7 +670,7 @@ func (x *Inventory) String() string {
 func (*Inventory) ProtoMessage() {}
 
 func (x *Inventory) ProtoReflect() protoreflect.Message {
-	mi := &file_common_wire_wire_proto_msgTypes[5]
+	mi := &file_common_wire_wire_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -625,7 +683,7 @@ func (x *Inventory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inventory.ProtoReflect.Descriptor instead.
 func (*Inventory) Descriptor() ([]byte, []int) {
-	return file_common_wire_wire_proto_rawDescGZIP(), []int{5}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Inventory) GetItems() []*ObjectRef {
@@ -654,7 +712,7 @@ type Changes struct {
 
 func (x *Changes) Reset() {
 	*x = Changes{}
-	mi := &file_common_wire_wire_proto_msgTypes[6]
+	mi := &file_common_wire_wire_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -666,7 +724,7 @@ func (x *Changes) String() string {
 func (*Changes) ProtoMessage() {}
 
 func (x *Changes) ProtoReflect() protoreflect.Message {
-	mi := &file_common_wire_wire_proto_msgTypes[6]
+	mi := &file_common_wire_wire_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -679,7 +737,7 @@ func (x *Changes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Changes.ProtoReflect.Descriptor instead.
 func (*Changes) Descriptor() ([]byte, []int) {
-	return file_common_wire_wire_proto_rawDescGZIP(), []int{6}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Changes) GetSeq() uint64 {
@@ -713,7 +771,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_common_wire_wire_proto_msgTypes[7]
+	mi := &file_common_wire_wire_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -725,7 +783,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_common_wire_wire_proto_msgTypes[7]
+	mi := &file_common_wire_wire_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -738,7 +796,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_common_wire_wire_proto_rawDescGZIP(), []int{7}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Ack) GetSeq() uint64 {
@@ -758,7 +816,7 @@ type Synced struct {
 
 func (x *Synced) Reset() {
 	*x = Synced{}
-	mi := &file_common_wire_wire_proto_msgTypes[8]
+	mi := &file_common_wire_wire_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -770,7 +828,7 @@ func (x *Synced) String() string {
 func (*Synced) ProtoMessage() {}
 
 func (x *Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_common_wire_wire_proto_msgTypes[8]
+	mi := &file_common_wire_wire_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -783,7 +841,7 @@ func (x *Synced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Synced.ProtoReflect.Descriptor instead.
 func (*Synced) Descriptor() ([]byte, []int) {
-	return file_common_wire_wire_proto_rawDescGZIP(), []int{8}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Synced) GetDigest() []byte {
@@ -805,7 +863,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_common_wire_wire_proto_msgTypes[9]
+	mi := &file_common_wire_wire_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -817,7 +875,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_common_wire_wire_proto_msgTypes[9]
+	mi := &file_common_wire_wire_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -830,7 +888,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_common_wire_wire_proto_rawDescGZIP(), []int{9}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Report) GetId() uint64 {
@@ -865,7 +923,7 @@ type ReportResult struct {
 
 func (x *ReportResult) Reset() {
 	*x = ReportResult{}
-	mi := &file_common_wire_wire_proto_msgTypes[10]
+	mi := &file_common_wire_wire_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -877,7 +935,7 @@ func (x *ReportResult) String() string {
 func (*ReportResult) ProtoMessage() {}
 
 func (x *ReportResult) ProtoReflect() protoreflect.Message {
-	mi := &file_common_wire_wire_proto_msgTypes[10]
+	mi := &file_common_wire_wire_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -890,7 +948,7 @@ func (x *ReportResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResult.ProtoReflect.Descriptor instead.
 func (*ReportResult) Descriptor() ([]byte, []int) {
-	return file_common_wire_wire_proto_rawDescGZIP(), []int{10}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ReportResult) GetId() uint64 {
@@ -930,7 +988,7 @@ type TokenAsk struct {
 
 func (x *TokenAsk) Reset() {
 	*x = TokenAsk{}
-	mi := &file_common_wire_wire_proto_msgTypes[11]
+	mi := &file_common_wire_wire_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -942,7 +1000,7 @@ func (x *TokenAsk) String() string {
 func (*TokenAsk) ProtoMessage() {}
 
 func (x *TokenAsk) ProtoReflect() protoreflect.Message {
-	mi := &file_common_wire_wire_proto_msgTypes[11]
+	mi := &file_common_wire_wire_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -955,7 +1013,7 @@ func (x *TokenAsk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenAsk.ProtoReflect.Descriptor instead.
 func (*TokenAsk) Descriptor() ([]byte, []int) {
-	return file_common_wire_wire_proto_rawDescGZIP(), []int{11}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TokenAsk) GetId() uint64 {
@@ -1021,7 +1079,7 @@ type TokenAnswer struct {
 
 func (x *TokenAnswer) Reset() {
 	*x = TokenAnswer{}
-	mi := &file_common_wire_wire_proto_msgTypes[12]
+	mi := &file_common_wire_wire_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1033,7 +1091,7 @@ func (x *TokenAnswer) String() string {
 func (*TokenAnswer) ProtoMessage() {}
 
 func (x *TokenAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_common_wire_wire_proto_msgTypes[12]
+	mi := &file_common_wire_wire_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1046,7 +1104,7 @@ func (x *TokenAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenAnswer.ProtoReflect.Descriptor instead.
 func (*TokenAnswer) Descriptor() ([]byte, []int) {
-	return file_common_wire_wire_proto_rawDescGZIP(), []int{12}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TokenAnswer) GetId() uint64 {
@@ -1103,7 +1161,7 @@ type CertificateAsk struct {
 
 func (x *CertificateAsk) Reset() {
 	*x = CertificateAsk{}
-	mi := &file_common_wire_wire_proto_msgTypes[13]
+	mi := &file_common_wire_wire_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1115,7 +1173,7 @@ func (x *CertificateAsk) String() string {
 func (*CertificateAsk) ProtoMessage() {}
 
 func (x *CertificateAsk) ProtoReflect() protoreflect.Message {
-	mi := &file_common_wire_wire_proto_msgTypes[13]
+	mi := &file_common_wire_wire_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1128,7 +1186,7 @@ func (x *CertificateAsk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateAsk.ProtoReflect.Descriptor instead.
 func (*CertificateAsk) Descriptor() ([]byte, []int) {
-	return file_common_wire_wire_proto_rawDescGZIP(), []int{13}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CertificateAsk) GetId() uint64 {
@@ -1158,7 +1216,7 @@ type CertificateAnswer struct {
 
 func (x *CertificateAnswer) Reset() {
 	*x = CertificateAnswer{}
-	mi := &file_common_wire_wire_proto_msgTypes[14]
+	mi := &file_common_wire_wire_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1170,7 +1228,7 @@ func (x *CertificateAnswer) String() string {
 func (*CertificateAnswer) ProtoMessage() {}
 
 func (x *CertificateAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_common_wire_wire_proto_msgTypes[14]
+	mi := &file_common_wire_wire_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1183,7 +1241,7 @@ func (x *CertificateAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateAnswer.ProtoReflect.Descriptor instead.
 func (*CertificateAnswer) Descriptor() ([]byte, []int) {
-	return file_common_wire_wire_proto_rawDescGZIP(), []int{14}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CertificateAnswer) GetId() uint64 {
@@ -1232,7 +1290,7 @@ type Goodbye struct {
 
 func (x *Goodbye) Reset() {
 	*x = Goodbye{}
-	mi := &file_common_wire_wire_proto_msgTypes[15]
+	mi := &file_common_wire_wire_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1244,7 +1302,7 @@ func (x *Goodbye) String() string {
 func (*Goodbye) ProtoMessage() {}
 
 func (x *Goodbye) ProtoReflect() protoreflect.Message {
-	mi := &file_common_wire_wire_proto_msgTypes[15]
+	mi := &file_common_wire_wire_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1257,7 +1315,7 @@ func (x *Goodbye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
 func (*Goodbye) Descriptor() ([]byte, []int) {
-	return file_common_wire_wire_proto_rawDescGZIP(), []int{15}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Goodbye) GetReason() Goodbye_Reason {
@@ -1291,7 +1349,7 @@ type EdgeMessage struct {
 
 func (x *EdgeMessage) Reset() {
 	*x = EdgeMessage{}
-	mi := &file_common_wire_wire_proto_msgTypes[16]
+	mi := &file_common_wire_wire_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1303,7 +1361,7 @@ func (x *EdgeMessage) String() string {
 func (*EdgeMessage) ProtoMessage() {}
 
 func (x *EdgeMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_common_wire_wire_proto_msgTypes[16]
+	mi := &file_common_wire_wire_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1316,7 +1374,7 @@ func (x *EdgeMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeMessage.ProtoReflect.Descriptor instead.
 func (*EdgeMessage) Descriptor() ([]byte, []int) {
-	return file_common_wire_wire_proto_rawDescGZIP(), []int{16}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *EdgeMessage) GetBody() isEdgeMessage_Body {
@@ -1432,6 +1490,7 @@ type HubMessage struct {
 	//	*HubMessage_TokenAnswer
 	//	*HubMessage_Goodbye
 	//	*HubMessage_CertificateAnswer
+	//	*HubMessage_Claimed
 	Body          isHubMessage_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1439,7 +1498,7 @@ type HubMessage struct {
 
 func (x *HubMessage) Reset() {
 	*x = HubMessage{}
-	mi := &file_common_wire_wire_proto_msgTypes[17]
+	mi := &file_common_wire_wire_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1451,7 +1510,7 @@ func (x *HubMessage) String() string {
 func (*HubMessage) ProtoMessage() {}
 
 func (x *HubMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_common_wire_wire_proto_msgTypes[17]
+	mi := &file_common_wire_wire_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1464,7 +1523,7 @@ func (x *HubMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HubMessage.ProtoReflect.Descriptor instead.
 func (*HubMessage) Descriptor() ([]byte, []int) {
-	return file_common_wire_wire_proto_rawDescGZIP(), []int{17}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *HubMessage) GetBody() isHubMessage_Body {
@@ -1546,6 +1605,15 @@ func (x *HubMessage) GetCertificateAnswer() *CertificateAnswer {
 	return nil
 }
 
+func (x *HubMessage) GetClaimed() *Claimed {
+	if x != nil {
+		if x, ok := x.Body.(*HubMessage_Claimed); ok {
+			return x.Claimed
+		}
+	}
+	return nil
+}
+
 type isHubMessage_Body interface {
 	isHubMessage_Body()
 }
@@ -1582,6 +1650,10 @@ type HubMessage_CertificateAnswer struct {
 	CertificateAnswer *CertificateAnswer `protobuf:"bytes,8,opt,name=certificate_answer,json=certificateAnswer,proto3,oneof"`
 }
 
+type HubMessage_Claimed struct {
+	Claimed *Claimed `protobuf:"bytes,9,opt,name=claimed,proto3,oneof"`
+}
+
 func (*HubMessage_Welcome) isHubMessage_Body() {}
 
 func (*HubMessage_InventoryAsk) isHubMessage_Body() {}
@@ -1597,6 +1669,8 @@ func (*HubMessage_TokenAnswer) isHubMessage_Body() {}
 func (*HubMessage_Goodbye) isHubMessage_Body() {}
 
 func (*HubMessage_CertificateAnswer) isHubMessage_Body() {}
+
+func (*HubMessage_Claimed) isHubMessage_Body() {}
 
 var File_common_wire_wire_proto protoreflect.FileDescriptor
 
@@ -1616,14 +1690,17 @@ const file_common_wire_wire_proto_rawDesc = "" +
 	"\x11protocol_versions\x18\x01 \x03(\rR\x10protocolVersions\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x12!\n" +
 	"\fedge_version\x18\x03 \x01(\tR\vedgeVersion\x12\x19\n" +
-	"\bstore_id\x18\x04 \x01(\tR\astoreId\"\xb1\x01\n" +
+	"\bstore_id\x18\x04 \x01(\tR\astoreId\"\xd6\x01\n" +
 	"\aWelcome\x12)\n" +
 	"\x10protocol_version\x18\x01 \x01(\rR\x0fprotocolVersion\x12\x18\n" +
 	"\asession\x18\x02 \x01(\tR\asession\x12\x17\n" +
 	"\ain_sync\x18\x03 \x01(\bR\x06inSync\x12'\n" +
 	"\x10hub_time_unix_ms\x18\x04 \x01(\x03R\rhubTimeUnixMs\x12\x1f\n" +
 	"\vhub_version\x18\x05 \x01(\tR\n" +
-	"hubVersion\"\x0e\n" +
+	"hubVersion\x12#\n" +
+	"\rclaim_follows\x18\x06 \x01(\bR\fclaimFollows\"\x1f\n" +
+	"\aClaimed\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\"\x0e\n" +
 	"\fInventoryAsk\"R\n" +
 	"\tInventory\x121\n" +
 	"\x05items\x18\x01 \x03(\v2\x1b.holdfast.wire.v1.ObjectRefR\x05items\x12\x12\n" +
@@ -1687,7 +1764,7 @@ const file_common_wire_wire_proto_rawDesc = "" +
 	"\x06report\x18\x04 \x01(\v2\x18.holdfast.wire.v1.ReportH\x00R\x06report\x129\n" +
 	"\ttoken_ask\x18\x05 \x01(\v2\x1a.holdfast.wire.v1.TokenAskH\x00R\btokenAsk\x12K\n" +
 	"\x0fcertificate_ask\x18\x06 \x01(\v2 .holdfast.wire.v1.CertificateAskH\x00R\x0ecertificateAskB\x06\n" +
-	"\x04body\"\x95\x04\n" +
+	"\x04body\"\xcc\x04\n" +
 	"\n" +
 	"HubMessage\x125\n" +
 	"\awelcome\x18\x01 \x01(\v2\x19.holdfast.wire.v1.WelcomeH\x00R\awelcome\x12E\n" +
@@ -1697,7 +1774,8 @@ const file_common_wire_wire_proto_rawDesc = "" +
 	"\rreport_result\x18\x05 \x01(\v2\x1e.holdfast.wire.v1.ReportResultH\x00R\freportResult\x12B\n" +
 	"\ftoken_answer\x18\x06 \x01(\v2\x1d.holdfast.wire.v1.TokenAnswerH\x00R\vtokenAnswer\x125\n" +
 	"\agoodbye\x18\a \x01(\v2\x19.holdfast.wire.v1.GoodbyeH\x00R\agoodbye\x12T\n" +
-	"\x12certificate_answer\x18\b \x01(\v2#.holdfast.wire.v1.CertificateAnswerH\x00R\x11certificateAnswerB\x06\n" +
+	"\x12certificate_answer\x18\b \x01(\v2#.holdfast.wire.v1.CertificateAnswerH\x00R\x11certificateAnswer\x125\n" +
+	"\aclaimed\x18\t \x01(\v2\x19.holdfast.wire.v1.ClaimedH\x00R\aclaimedB\x06\n" +
 	"\x04body*_\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\f\n" +
@@ -1732,7 +1810,7 @@ func file_common_wire_wire_proto_rawDescGZIP() []byte {
 }
 
 var file_common_wire_wire_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_common_wire_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_common_wire_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_common_wire_wire_proto_goTypes = []any{
 	(Kind)(0),                 // 0: holdfast.wire.v1.Kind
 	(ReportKind)(0),           // 1: holdfast.wire.v1.ReportKind
@@ -1742,20 +1820,21 @@ var file_common_wire_wire_proto_goTypes = []any{
 	(*Object)(nil),            // 5: holdfast.wire.v1.Object
 	(*Hello)(nil),             // 6: holdfast.wire.v1.Hello
 	(*Welcome)(nil),           // 7: holdfast.wire.v1.Welcome
-	(*InventoryAsk)(nil),      // 8: holdfast.wire.v1.InventoryAsk
-	(*Inventory)(nil),         // 9: holdfast.wire.v1.Inventory
-	(*Changes)(nil),           // 10: holdfast.wire.v1.Changes
-	(*Ack)(nil),               // 11: holdfast.wire.v1.Ack
-	(*Synced)(nil),            // 12: holdfast.wire.v1.Synced
-	(*Report)(nil),            // 13: holdfast.wire.v1.Report
-	(*ReportResult)(nil),      // 14: holdfast.wire.v1.ReportResult
-	(*TokenAsk)(nil),          // 15: holdfast.wire.v1.TokenAsk
-	(*TokenAnswer)(nil),       // 16: holdfast.wire.v1.TokenAnswer
-	(*CertificateAsk)(nil),    // 17: holdfast.wire.v1.CertificateAsk
-	(*CertificateAnswer)(nil), // 18: holdfast.wire.v1.CertificateAnswer
-	(*Goodbye)(nil),           // 19: holdfast.wire.v1.Goodbye
-	(*EdgeMessage)(nil),       // 20: holdfast.wire.v1.EdgeMessage
-	(*HubMessage)(nil),        // 21: holdfast.wire.v1.HubMessage
+	(*Claimed)(nil),           // 8: holdfast.wire.v1.Claimed
+	(*InventoryAsk)(nil),      // 9: holdfast.wire.v1.InventoryAsk
+	(*Inventory)(nil),         // 10: holdfast.wire.v1.Inventory
+	(*Changes)(nil),           // 11: holdfast.wire.v1.Changes
+	(*Ack)(nil),               // 12: holdfast.wire.v1.Ack
+	(*Synced)(nil),            // 13: holdfast.wire.v1.Synced
+	(*Report)(nil),            // 14: holdfast.wire.v1.Report
+	(*ReportResult)(nil),      // 15: holdfast.wire.v1.ReportResult
+	(*TokenAsk)(nil),          // 16: holdfast.wire.v1.TokenAsk
+	(*TokenAnswer)(nil),       // 17: holdfast.wire.v1.TokenAnswer
+	(*CertificateAsk)(nil),    // 18: holdfast.wire.v1.CertificateAsk
+	(*CertificateAnswer)(nil), // 19: holdfast.wire.v1.CertificateAnswer
+	(*Goodbye)(nil),           // 20: holdfast.wire.v1.Goodbye
+	(*EdgeMessage)(nil),       // 21: holdfast.wire.v1.EdgeMessage
+	(*HubMessage)(nil),        // 22: holdfast.wire.v1.HubMessage
 }
 var file_common_wire_wire_proto_depIdxs = []int32{
 	0,  // 0: holdfast.wire.v1.ObjectRef.kind:type_name -> holdfast.wire.v1.Kind
@@ -1769,24 +1848,25 @@ var file_common_wire_wire_proto_depIdxs = []int32{
 	2,  // 8: holdfast.wire.v1.CertificateAnswer.code:type_name -> holdfast.wire.v1.ResultCode
 	3,  // 9: holdfast.wire.v1.Goodbye.reason:type_name -> holdfast.wire.v1.Goodbye.Reason
 	6,  // 10: holdfast.wire.v1.EdgeMessage.hello:type_name -> holdfast.wire.v1.Hello
-	9,  // 11: holdfast.wire.v1.EdgeMessage.inventory:type_name -> holdfast.wire.v1.Inventory
-	11, // 12: holdfast.wire.v1.EdgeMessage.ack:type_name -> holdfast.wire.v1.Ack
-	13, // 13: holdfast.wire.v1.EdgeMessage.report:type_name -> holdfast.wire.v1.Report
-	15, // 14: holdfast.wire.v1.EdgeMessage.token_ask:type_name -> holdfast.wire.v1.TokenAsk
-	17, // 15: holdfast.wire.v1.EdgeMessage.certificate_ask:type_name -> holdfast.wire.v1.CertificateAsk
+	10, // 11: holdfast.wire.v1.EdgeMessage.inventory:type_name -> holdfast.wire.v1.Inventory
+	12, // 12: holdfast.wire.v1.EdgeMessage.ack:type_name -> holdfast.wire.v1.Ack
+	14, // 13: holdfast.wire.v1.EdgeMessage.report:type_name -> holdfast.wire.v1.Report
+	16, // 14: holdfast.wire.v1.EdgeMessage.token_ask:type_name -> holdfast.wire.v1.TokenAsk
+	18, // 15: holdfast.wire.v1.EdgeMessage.certificate_ask:type_name -> holdfast.wire.v1.CertificateAsk
 	7,  // 16: holdfast.wire.v1.HubMessage.welcome:type_name -> holdfast.wire.v1.Welcome
-	8,  // 17: holdfast.wire.v1.HubMessage.inventory_ask:type_name -> holdfast.wire.v1.InventoryAsk
-	10, // 18: holdfast.wire.v1.HubMessage.changes:type_name -> holdfast.wire.v1.Changes
-	12, // 19: holdfast.wire.v1.HubMessage.synced:type_name -> holdfast.wire.v1.Synced
-	14, // 20: holdfast.wire.v1.HubMessage.report_result:type_name -> holdfast.wire.v1.ReportResult
-	16, // 21: holdfast.wire.v1.HubMessage.token_answer:type_name -> holdfast.wire.v1.TokenAnswer
-	19, // 22: holdfast.wire.v1.HubMessage.goodbye:type_name -> holdfast.wire.v1.Goodbye
-	18, // 23: holdfast.wire.v1.HubMessage.certificate_answer:type_name -> holdfast.wire.v1.CertificateAnswer
-	24, // [24:24] is the sub-list for method output_type
-	24, // [24:24] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	9,  // 17: holdfast.wire.v1.HubMessage.inventory_ask:type_name -> holdfast.wire.v1.InventoryAsk
+	11, // 18: holdfast.wire.v1.HubMessage.changes:type_name -> holdfast.wire.v1.Changes
+	13, // 19: holdfast.wire.v1.HubMessage.synced:type_name -> holdfast.wire.v1.Synced
+	15, // 20: holdfast.wire.v1.HubMessage.report_result:type_name -> holdfast.wire.v1.ReportResult
+	17, // 21: holdfast.wire.v1.HubMessage.token_answer:type_name -> holdfast.wire.v1.TokenAnswer
+	20, // 22: holdfast.wire.v1.HubMessage.goodbye:type_name -> holdfast.wire.v1.Goodbye
+	19, // 23: holdfast.wire.v1.HubMessage.certificate_answer:type_name -> holdfast.wire.v1.CertificateAnswer
+	8,  // 24: holdfast.wire.v1.HubMessage.claimed:type_name -> holdfast.wire.v1.Claimed
+	25, // [25:25] is the sub-list for method output_type
+	25, // [25:25] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_common_wire_wire_proto_init() }
@@ -1794,7 +1874,7 @@ func file_common_wire_wire_proto_init() {
 	if File_common_wire_wire_proto != nil {
 		return
 	}
-	file_common_wire_wire_proto_msgTypes[16].OneofWrappers = []any{
+	file_common_wire_wire_proto_msgTypes[17].OneofWrappers = []any{
 		(*EdgeMessage_Hello)(nil),
 		(*EdgeMessage_Inventory)(nil),
 		(*EdgeMessage_Ack)(nil),
@@ -1802,7 +1882,7 @@ func file_common_wire_wire_proto_init() {
 		(*EdgeMessage_TokenAsk)(nil),
 		(*EdgeMessage_CertificateAsk)(nil),
 	}
-	file_common_wire_wire_proto_msgTypes[17].OneofWrappers = []any{
+	file_common_wire_wire_proto_msgTypes[18].OneofWrappers = []any{
 		(*HubMessage_Welcome)(nil),
 		(*HubMessage_InventoryAsk)(nil),
 		(*HubMessage_Changes)(nil),
@@ -1811,6 +1891,7 @@ func file_common_wire_wire_proto_init() {
 		(*HubMessage_TokenAnswer)(nil),
 		(*HubMessage_Goodbye)(nil),
 		(*HubMessage_CertificateAnswer)(nil),
+		(*HubMessage_Claimed)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1818,7 +1899,7 @@ func file_common_wire_wire_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_common_wire_wire_proto_rawDesc), len(file_common_wire_wire_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
