@@ -158,3 +158,12 @@ func (s *Store) Pending(ctx context.Context, kind wire.ReportKind, key string) (
 	}
 	return n > 0, nil
 }
+
+// OutboxLen is how many reports wait for the hub.
+func (s *Store) OutboxLen(ctx context.Context) (int, error) {
+	var n int64
+	if err := s.read(ctx).Model(&outboxRow{}).Count(&n).Error; err != nil {
+		return 0, fmt.Errorf("count the outbox: %w", s.explain(err))
+	}
+	return int(n), nil
+}

@@ -7,6 +7,6 @@
 // looks at a pod, never deletes what the hub did not name, and never gives up:
 // Run returns only when its context ends.
 //
-// session.go (the protocol) and window.go (the order of the reports) are pure;
-// uplink.go does for them what needs a line, a disk or a clock.
+// What to do is decided in edge/resume, which is pure; this does for it what needs
+// a line, a disk or a clock.
 package uplink

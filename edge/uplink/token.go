@@ -11,7 +11,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/holdfast-edge/holdfast/common/wire"
-	"github.com/holdfast-edge/holdfast/edge/store"
 )
 
 // ErrOffline: there is no line to the hub now.
@@ -57,7 +56,7 @@ func (u *Uplink) AskToken(ctx context.Context, ask *wire.TokenAsk) (*wire.TokenA
 
 // askable is the channel of requests while there is a session to ask in.
 func (c *conversation) askable() <-chan tokenAsk {
-	if !c.session.welcomed {
+	if !c.session.Welcomed() {
 		return nil
 	}
 	return c.u.asks
@@ -87,7 +86,7 @@ type hubClock struct {
 }
 
 // load takes the stored time as a floor.
-func (c *hubClock) load(ctx context.Context, s *store.Store) {
+func (c *hubClock) load(ctx context.Context, s Store) {
 	b, err := s.Meta(ctx, metaHubTime)
 	if err != nil {
 		return // never heard, or the store will say so louder elsewhere
@@ -102,7 +101,7 @@ func (c *hubClock) load(ctx context.Context, s *store.Store) {
 
 // learn hears the hub's time; it is stored at most once an hour, for that is as
 // exact as a floor need be.
-func (c *hubClock) learn(ctx context.Context, s *store.Store, ms int64) {
+func (c *hubClock) learn(ctx context.Context, s Store, ms int64) {
 	if ms <= 0 {
 		return
 	}

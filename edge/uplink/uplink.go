@@ -11,13 +11,34 @@ import (
 
 	"github.com/holdfast-edge/holdfast/common/link"
 	"github.com/holdfast-edge/holdfast/common/wire"
+	"github.com/holdfast-edge/holdfast/edge/resume"
 	"github.com/holdfast-edge/holdfast/edge/store"
 )
+
+// Store is what the uplink asks of the node's memory, edge/store.Store. A call
+// that has returned without an error is durable. Every error of the store ends a
+// session; store.ErrNotFound and store.ErrDiskFull mean what they mean there.
+type Store interface {
+	ID() string
+	Digest(context.Context) ([]byte, error)
+	Inventory(context.Context) ([]*wire.ObjectRef, error)
+	Apply(ctx context.Context, upserts []*wire.Object, deletes []*wire.ObjectRef) error
+	MarkSynced(context.Context) error
+
+	OutboxChanged() <-chan struct{}
+	OutboxIndex(ctx context.Context, keyed bool, afterID uint64, limit int) ([]store.Waiting, error)
+	OutboxReport(ctx context.Context, id uint64) (*wire.Report, error)
+	OutboxLen(context.Context) (int, error)
+	Settle(ctx context.Context, ids ...uint64) error
+
+	Meta(ctx context.Context, key string) ([]byte, error)
+	SetMeta(ctx context.Context, key string, value []byte) error
+}
 
 // Options of New. Dialer and Store are required.
 type Options struct {
 	Dialer  link.Dialer
-	Store   *store.Store
+	Store   Store
 	Timing  Timing
 	Log     *slog.Logger
 	Version string // edgecore's, told to the hub
@@ -111,7 +132,7 @@ func (u *Uplink) Run(ctx context.Context) error {
 		}
 		u.failed(err, lasted > 0)
 		pause.ended(lasted)
-		if errors.Is(err, errDifference) && !u.inventory { // once, without a pause
+		if errors.Is(err, resume.ErrDifference) && !u.inventory { // once, without a pause
 			u.inventory = true
 			continue
 		}
@@ -125,10 +146,10 @@ func (u *Uplink) Run(ctx context.Context) error {
 func (u *Uplink) failed(err error, hadSession bool) {
 	news := hadSession || u.State().LastError != err.Error()
 	u.update(func(s *State) { s.Connected, s.Synced, s.LastError = false, false, err.Error() })
-	var bye *goodbyeError
+	var bye *resume.GoodbyeError
 	switch {
 	case !news:
-	case errors.As(err, &bye) && (bye.reason == wire.Goodbye_REASON_DUPLICATE || bye.reason == wire.Goodbye_REASON_REVOKED),
+	case errors.As(err, &bye) && (bye.Reason == wire.Goodbye_REASON_DUPLICATE || bye.Reason == wire.Goodbye_REASON_REVOKED),
 		errors.Is(err, store.ErrDiskFull):
 		u.log.Error("the line to the hub is down", "err", err)
 	case hadSession:
@@ -170,7 +191,7 @@ func (u *Uplink) attempt(ctx context.Context) (lasted time.Duration, err error) 
 		return 0, err
 	}
 	ctx, cancel = context.WithCancel(ctx)
-	c := &conversation{u: u, conn: conn, out: newSender(), window: newWindow(upTo), tokens: make(map[uint64]chan<- *wire.TokenAnswer)}
+	c := &conversation{u: u, conn: conn, out: newSender(), window: resume.NewWindow(upTo), tokens: make(map[uint64]chan<- *wire.TokenAnswer)}
 	var group sync.WaitGroup
 	incoming := make(chan received)
 	group.Go(func() { c.readAll(ctx, incoming) })
@@ -196,8 +217,8 @@ func ignoreClosed(err error) error {
 type conversation struct {
 	u        *Uplink
 	conn     link.Conn
-	session  session
-	window   *window
+	session  resume.Session
+	window   *resume.Window
 	out      *sender
 	openedAt time.Time
 	settled  []uint64 // answered reports that the store does not know of yet
@@ -249,7 +270,7 @@ func (c *conversation) run(ctx context.Context, incoming <-chan received) error 
 			if r.err != nil {
 				return r.err
 			}
-			actions, err := c.session.receive(r.message)
+			actions, err := c.session.Receive(r.message)
 			if err == nil {
 				err = c.perform(ctx, actions)
 			}
@@ -266,7 +287,7 @@ func (c *conversation) run(ctx context.Context, incoming <-chan received) error 
 		case err := <-c.out.failed:
 			return err
 		case <-welcomeBy.C:
-			if !c.session.welcomed {
+			if !c.session.Welcomed() {
 				return fmt.Errorf("the hub at %s did not answer the hello within %s", c.conn.Peer(), c.u.opts.Timing.Welcome)
 			}
 		case <-ctx.Done():
@@ -290,7 +311,7 @@ func (c *conversation) hello(ctx context.Context) error {
 			return err
 		}
 	}
-	return c.send(hello(digest, c.u.opts.Version, c.u.opts.Store.ID()))
+	return c.send(resume.Hello(digest, c.u.opts.Version, c.u.opts.Store.ID()))
 }
 
 func (c *conversation) send(m *wire.EdgeMessage) error {
@@ -303,7 +324,7 @@ func (c *conversation) send(m *wire.EdgeMessage) error {
 }
 
 // perform does what the session decided, in order.
-func (c *conversation) perform(ctx context.Context, actions []action) error {
+func (c *conversation) perform(ctx context.Context, actions []resume.Action) error {
 	for _, a := range actions {
 		more, err := c.do(ctx, a)
 		if err == nil {
@@ -316,46 +337,46 @@ func (c *conversation) perform(ctx context.Context, actions []action) error {
 	return nil
 }
 
-func (c *conversation) do(ctx context.Context, a action) ([]action, error) {
+func (c *conversation) do(ctx context.Context, a resume.Action) ([]resume.Action, error) {
 	st := c.u.opts.Store
 	switch {
-	case a.welcome != nil:
-		c.opened(ctx, a.welcome)
-	case a.inventory:
+	case a.Welcome != nil:
+		c.opened(ctx, a.Welcome)
+	case a.Inventory:
 		refs, err := st.Inventory(ctx)
 		if err != nil {
 			return nil, err
 		}
-		for _, m := range inventory(refs) {
+		for _, m := range resume.Inventory(refs) {
 			if err := c.send(m); err != nil {
 				return nil, err
 			}
 		}
-	case a.apply != nil:
-		if err := st.Apply(ctx, a.apply.GetUpserts(), a.apply.GetDeletes()); err != nil {
+	case a.Apply != nil:
+		if err := st.Apply(ctx, a.Apply.GetUpserts(), a.Apply.GetDeletes()); err != nil {
 			return nil, err
 		}
-		return nil, c.send(c.session.committed(a.apply.GetSeq()))
-	case a.compare != nil:
+		return nil, c.send(c.session.Committed(a.Apply.GetSeq()))
+	case a.Compare != nil:
 		digest, err := st.Digest(ctx)
 		if err != nil {
 			return nil, err
 		}
-		return c.session.compared(string(digest) == string(a.compare))
-	case a.complete:
+		return c.session.Compared(string(digest) == string(a.Compare))
+	case a.Complete:
 		c.u.inventory = false
 		if err := st.MarkSynced(ctx); err != nil {
 			return nil, err
 		}
 		c.u.update(func(s *State) { s.Synced = true })
-		c.u.log.Info("the hub has sent everything", "session", c.session.id)
-	case a.result != nil:
-		c.settle(a.result)
-	case a.token != nil:
-		c.u.clock.learn(ctx, st, a.token.GetHubTimeUnixMs())
-		if answer, ok := c.tokens[a.token.GetId()]; ok {
-			delete(c.tokens, a.token.GetId())
-			answer <- a.token
+		c.u.log.Info("the hub has sent everything", "session", c.session.ID())
+	case a.Result != nil:
+		c.settle(a.Result)
+	case a.Token != nil:
+		c.u.clock.learn(ctx, st, a.Token.GetHubTimeUnixMs())
+		if answer, ok := c.tokens[a.Token.GetId()]; ok {
+			delete(c.tokens, a.Token.GetId())
+			answer <- a.Token
 		}
 	}
 	return nil, nil
@@ -373,7 +394,7 @@ func (c *conversation) opened(ctx context.Context, w *wire.Welcome) {
 
 // report sends what the window lets go, and sets the timer for what waits.
 func (c *conversation) report(ctx context.Context, again *time.Timer) error {
-	if !c.session.welcomed {
+	if !c.session.MayReport() {
 		return nil
 	}
 	st := c.u.opts.Store
@@ -381,10 +402,10 @@ func (c *conversation) report(ctx context.Context, again *time.Timer) error {
 		return err
 	}
 	now := time.Now()
-	for r, ok := c.window.next(now); ok; r, ok = c.window.next(now) {
+	for r, ok := c.window.Next(now); ok; r, ok = c.window.Next(now) {
 		full, err := st.OutboxReport(ctx, r.ID)
 		if errors.Is(err, store.ErrNotFound) {
-			c.window.gone(r.ID)
+			c.window.Gone(r.ID)
 			continue
 		}
 		if err != nil {
@@ -394,7 +415,7 @@ func (c *conversation) report(ctx context.Context, again *time.Timer) error {
 			return err
 		}
 	}
-	if at := c.window.due(); !at.IsZero() {
+	if at := c.window.Due(); !at.IsZero() {
 		again.Reset(max(time.Millisecond, time.Until(at)))
 	}
 	return nil
@@ -402,19 +423,26 @@ func (c *conversation) report(ctx context.Context, again *time.Timer) error {
 
 // fill takes over what is new in the outbox: all statuses, events by and by.
 func (c *conversation) fill(ctx context.Context) error {
-	keyed, err := c.u.opts.Store.OutboxIndex(ctx, true, c.window.keyedUpTo, -1)
-	if err != nil {
+	keyed, events := c.window.UpTo()
+	if err := c.takeOver(ctx, true, keyed, -1); err != nil {
 		return err
 	}
-	c.window.add(keyed)
-	if len(c.window.events) >= windowSize {
+	if c.window.Events() >= resume.WindowSize {
 		return nil
 	}
-	events, err := c.u.opts.Store.OutboxIndex(ctx, false, c.window.eventsUpTo, 2*windowSize)
+	return c.takeOver(ctx, false, events, 2*resume.WindowSize)
+}
+
+func (c *conversation) takeOver(ctx context.Context, keyed bool, after uint64, limit int) error {
+	rows, err := c.u.opts.Store.OutboxIndex(ctx, keyed, after, limit)
 	if err != nil {
 		return err
 	}
-	c.window.add(events)
+	waiting := make([]resume.Waiting, len(rows))
+	for i, r := range rows {
+		waiting[i] = resume.Waiting{ID: r.ID, Key: r.Key}
+	}
+	c.window.Add(waiting)
 	return nil
 }
 
@@ -423,11 +451,11 @@ func (c *conversation) fill(ctx context.Context) error {
 const settleEvery = 20 * time.Millisecond
 
 func (c *conversation) settle(r *wire.ReportResult) {
-	if !c.window.answer(r.GetId(), r.GetCode(), time.Now()) {
+	if !c.window.Answer(r.GetId(), r.GetCode(), time.Now()) {
 		return
 	}
 	if r.GetCode() == wire.ResultCode_RESULT_REJECTED {
-		c.u.log.Warn("the hub refused a report for good; it is dropped", "report", r.GetId(), "reason", r.GetMessage(), "session", c.session.id)
+		c.u.log.Warn("the hub refused a report for good; it is dropped", "report", r.GetId(), "reason", r.GetMessage(), "session", c.session.ID())
 	}
 	c.settled = append(c.settled, r.GetId())
 }
@@ -439,7 +467,7 @@ func (c *conversation) flush(ctx context.Context) {
 		return
 	}
 	if err := c.u.opts.Store.Settle(ctx, c.settled...); err != nil && ctx.Err() == nil {
-		c.u.log.Warn("settled reports stay in the outbox and will be sent once more", "session", c.session.id, "err", err)
+		c.u.log.Warn("settled reports stay in the outbox and will be sent once more", "session", c.session.ID(), "err", err)
 	}
 	c.settled = nil
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/holdfast-edge/holdfast/common/link"
 	"github.com/holdfast-edge/holdfast/common/link/linktest"
 	"github.com/holdfast-edge/holdfast/common/wire"
+	"github.com/holdfast-edge/holdfast/edge/resume"
 	"github.com/holdfast-edge/holdfast/edge/store"
 )
 
@@ -409,7 +410,7 @@ func TestReportsAreKeptUntilTheHubHasTakenThem(t *testing.T) {
 
 func TestManyReportsGoThroughTheWindow(t *testing.T) {
 	r := newRig(t)
-	const events = 3*windowSize + 5
+	const events = 3*resume.WindowSize + 5
 	for i := range events {
 		put(t, r.store, wire.ReportKind_REPORT_EVENT, "", fmt.Sprint(i))
 	}
@@ -422,13 +423,13 @@ func TestManyReportsGoThroughTheWindow(t *testing.T) {
 		if string(rep.GetPayload()) != fmt.Sprint(i) {
 			t.Fatalf("event %d is %q", i, rep.GetPayload())
 		}
-		if i == windowSize-1 { // no more than the window: the next message is the answer to this
+		if i == resume.WindowSize-1 { // no more than the window: the next message is the answer to this
 			a := configMap(t, "a", "u1", "1")
 			p.send(changes(1, []*wire.Object{a}))
 			p.ack(1)
 		}
-		if i >= windowSize-1 {
-			p.send(result(rep.GetId()-windowSize+1, wire.ResultCode_RESULT_ACCEPTED))
+		if i >= resume.WindowSize-1 {
+			p.send(result(rep.GetId()-resume.WindowSize+1, wire.ResultCode_RESULT_ACCEPTED))
 		}
 	}
 }

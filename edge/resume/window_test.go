@@ -1,4 +1,4 @@
-package uplink
+package resume
 
 import (
 	"math/rand/v2"
@@ -6,14 +6,13 @@ import (
 	"time"
 
 	"github.com/holdfast-edge/holdfast/common/wire"
-	"github.com/holdfast-edge/holdfast/edge/store"
 )
 
 func noJitter(time.Duration) time.Duration { return 0 }
 
 // sendAll takes what the window lets go.
-func sendAll(w *window, now time.Time) (ids []uint64) {
-	for r, ok := w.next(now); ok; r, ok = w.next(now) {
+func sendAll(w *Window, now time.Time) (ids []uint64) {
+	for r, ok := w.Next(now); ok; r, ok = w.Next(now) {
 		ids = append(ids, r.ID)
 	}
 	return ids
@@ -32,59 +31,59 @@ func equal(a, b []uint64) bool {
 }
 
 func TestStatusesGoBeforeEvents(t *testing.T) {
-	w := newWindow(noJitter)
-	w.add([]store.Waiting{{ID: 1}, {ID: 2}, {ID: 4}})
-	w.add([]store.Waiting{{ID: 3, Key: "a"}, {ID: 5, Key: "b"}})
+	w := NewWindow(noJitter)
+	w.Add([]Waiting{{ID: 1}, {ID: 2}, {ID: 4}})
+	w.Add([]Waiting{{ID: 3, Key: "a"}, {ID: 5, Key: "b"}})
 	if got := sendAll(w, time.Time{}); !equal(got, []uint64{3, 5, 1, 2, 4}) {
 		t.Errorf("sent %v", got)
 	}
 }
 
 func TestOneReportOfAnObjectIsUnderWay(t *testing.T) {
-	w := newWindow(noJitter)
-	w.add([]store.Waiting{{ID: 1, Key: "a"}, {ID: 2, Key: "a"}, {ID: 3, Key: "b"}})
+	w := NewWindow(noJitter)
+	w.Add([]Waiting{{ID: 1, Key: "a"}, {ID: 2, Key: "a"}, {ID: 3, Key: "b"}})
 	if got := sendAll(w, time.Time{}); !equal(got, []uint64{1, 3}) {
 		t.Errorf("sent %v", got)
 	}
-	if !w.answer(1, wire.ResultCode_RESULT_ACCEPTED, time.Time{}) {
+	if !w.Answer(1, wire.ResultCode_RESULT_ACCEPTED, time.Time{}) {
 		t.Error("an accepted report is not settled")
 	}
 	if got := sendAll(w, time.Time{}); !equal(got, []uint64{2}) {
 		t.Errorf("then sent %v", got)
 	}
-	w.gone(2) // replaced while it was read
-	w.add([]store.Waiting{{ID: 4, Key: "a"}})
+	w.Gone(2) // replaced while it was read
+	w.Add([]Waiting{{ID: 4, Key: "a"}})
 	if got := sendAll(w, time.Time{}); !equal(got, []uint64{4}) {
 		t.Errorf("after a replaced one sent %v", got)
 	}
 }
 
 func TestWindowIsBounded(t *testing.T) {
-	w := newWindow(noJitter)
+	w := NewWindow(noJitter)
 	for i := range uint64(100) {
-		w.add([]store.Waiting{{ID: i + 1}})
+		w.Add([]Waiting{{ID: i + 1}})
 	}
-	if got := sendAll(w, time.Time{}); len(got) != windowSize {
+	if got := sendAll(w, time.Time{}); len(got) != WindowSize {
 		t.Errorf("%d under way", len(got))
 	}
-	w.answer(5, wire.ResultCode_RESULT_REJECTED, time.Time{})
-	if got := sendAll(w, time.Time{}); !equal(got, []uint64{windowSize + 1}) {
+	w.Answer(5, wire.ResultCode_RESULT_REJECTED, time.Time{})
+	if got := sendAll(w, time.Time{}); !equal(got, []uint64{WindowSize + 1}) {
 		t.Errorf("then sent %v", got)
 	}
 }
 
 func TestRetriedReportWaitsItsTurn(t *testing.T) {
 	now := time.Unix(1000, 0)
-	w := newWindow(noJitter)
-	w.add([]store.Waiting{{ID: 1, Key: "a"}, {ID: 2, Key: "b"}})
+	w := NewWindow(noJitter)
+	w.Add([]Waiting{{ID: 1, Key: "a"}, {ID: 2, Key: "b"}})
 	sendAll(w, now)
-	if w.answer(1, wire.ResultCode_RESULT_RETRY, now) || w.answer(2, wire.ResultCode(99), now) {
+	if w.Answer(1, wire.ResultCode_RESULT_RETRY, now) || w.Answer(2, wire.ResultCode(99), now) {
 		t.Error("a report to be sent again, or with an unknown answer, is settled")
 	}
 	if got := sendAll(w, now); len(got) != 0 {
 		t.Errorf("sent %v at once", got)
 	}
-	due := w.due()
+	due := w.Due()
 	if !due.After(now) {
 		t.Fatalf("due %v", due)
 	}
@@ -94,12 +93,12 @@ func TestRetriedReportWaitsItsTurn(t *testing.T) {
 	// The waits grow, up to a ceiling.
 	last, at := time.Duration(0), due
 	for range 10 {
-		w.answer(1, wire.ResultCode_RESULT_RETRY, at)
-		wait := w.due().Sub(at)
+		w.Answer(1, wire.ResultCode_RESULT_RETRY, at)
+		wait := w.Due().Sub(at)
 		if wait < last || wait > retryCap {
 			t.Errorf("waits %v after %v", wait, last)
 		}
-		last, at = wait, w.due()
+		last, at = wait, w.Due()
 		sendAll(w, at)
 	}
 	if last < retryCap/2 {
@@ -109,23 +108,23 @@ func TestRetriedReportWaitsItsTurn(t *testing.T) {
 
 func TestEventsKeepTheirOrderWhenTheyMustWait(t *testing.T) {
 	now := time.Unix(1000, 0)
-	w := newWindow(noJitter)
+	w := NewWindow(noJitter)
 	for i := range uint64(40) {
-		w.add([]store.Waiting{{ID: i + 1}})
+		w.Add([]Waiting{{ID: i + 1}})
 	}
 	sent := sendAll(w, now)
 	for _, id := range sent {
-		w.answer(id, wire.ResultCode_RESULT_RETRY, now)
+		w.Answer(id, wire.ResultCode_RESULT_RETRY, now)
 	}
-	w.add([]store.Waiting{{ID: 50, Key: "status"}})
+	w.Add([]Waiting{{ID: 50, Key: "status"}})
 	if got := sendAll(w, now); !equal(got, []uint64{50}) {
 		t.Errorf("while the events wait sent %v", got)
 	}
 	if l := w.lane(""); l.tries != 1 {
 		t.Errorf("one refusal of a full window counts as %d", l.tries)
 	}
-	w.answer(50, wire.ResultCode_RESULT_ACCEPTED, now)
-	if got := sendAll(w, w.due()); !equal(got, sent) {
+	w.Answer(50, wire.ResultCode_RESULT_ACCEPTED, now)
+	if got := sendAll(w, w.Due()); !equal(got, sent) {
 		t.Errorf("then sent %v, want %v", got, sent)
 	}
 }
@@ -135,7 +134,7 @@ func TestEventsKeepTheirOrderWhenTheyMustWait(t *testing.T) {
 func TestWindowUnderRandomAnswers(t *testing.T) {
 	for seed := range uint64(200) {
 		random := rand.New(rand.NewPCG(seed, 1))
-		w := newWindow(func(d time.Duration) time.Duration { return time.Duration(random.Int64N(int64(d))) })
+		w := NewWindow(func(d time.Duration) time.Duration { return time.Duration(random.Int64N(int64(d))) })
 		now := time.Unix(1000, 0)
 		keys := []string{"", "a", "b", "c"}
 		var nextID uint64
@@ -145,9 +144,9 @@ func TestWindowUnderRandomAnswers(t *testing.T) {
 		for done < 300 {
 			if nextID < 300 && random.IntN(2) == 0 {
 				nextID++
-				w.add([]store.Waiting{{ID: nextID, Key: keys[random.IntN(len(keys))]}})
+				w.Add([]Waiting{{ID: nextID, Key: keys[random.IntN(len(keys))]}})
 			}
-			for r, ok := w.next(now); ok; r, ok = w.next(now) {
+			for r, ok := w.Next(now); ok; r, ok = w.Next(now) {
 				if r.Key != "" {
 					for id, key := range underWay {
 						if key == r.Key {
@@ -158,12 +157,12 @@ func TestWindowUnderRandomAnswers(t *testing.T) {
 						t.Fatalf("seed %d: %d of %q goes after %d", seed, r.ID, r.Key, settled[r.Key])
 					}
 				}
-				if underWay[r.ID] = r.Key; len(underWay) > windowSize {
+				if underWay[r.ID] = r.Key; len(underWay) > WindowSize {
 					t.Fatalf("seed %d: %d under way", seed, len(underWay))
 				}
 			}
 			if len(underWay) == 0 {
-				due := w.due()
+				due := w.Due()
 				if due.IsZero() && nextID == 300 {
 					t.Fatalf("seed %d: %d of 300 are done and nothing is due", seed, done)
 				}
@@ -174,11 +173,11 @@ func TestWindowUnderRandomAnswers(t *testing.T) {
 			for id, key := range underWay {
 				switch random.IntN(4) {
 				case 0:
-					if w.answer(id, wire.ResultCode_RESULT_RETRY, now) {
+					if w.Answer(id, wire.ResultCode_RESULT_RETRY, now) {
 						t.Fatalf("seed %d: a report to be sent again was settled", seed)
 					}
 				case 1:
-					if !w.answer(id, wire.ResultCode_RESULT_ACCEPTED, now) {
+					if !w.Answer(id, wire.ResultCode_RESULT_ACCEPTED, now) {
 						t.Fatalf("seed %d: an accepted report was not settled", seed)
 					}
 					settled[key] = max(settled[key], id)
@@ -187,7 +186,7 @@ func TestWindowUnderRandomAnswers(t *testing.T) {
 					continue
 				}
 				delete(underWay, id)
-				if w.answer(id, wire.ResultCode_RESULT_ACCEPTED, now) {
+				if w.Answer(id, wire.ResultCode_RESULT_ACCEPTED, now) {
 					t.Fatalf("seed %d: answered twice, settled twice", seed)
 				}
 			}

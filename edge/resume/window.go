@@ -1,33 +1,60 @@
-package uplink
+package resume
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"time"
 
 	"github.com/holdfast-edge/holdfast/common/wire"
-	"github.com/holdfast-edge/holdfast/edge/store"
 )
 
+// WindowSize is how many reports may be sent and not answered.
+const WindowSize = 32
+
 const (
-	windowSize = 32 // reports sent and not answered
 	// RETRY answers are tried again after 1 s, 2 s, 4 s ... 30 s, halved at random.
 	retryBase = time.Second
 	retryCap  = 30 * time.Second
 )
 
-// window decides which report goes out next, without I/O and without a clock of
+// Waiting names an unsettled report of the outbox.
+type Waiting struct {
+	ID  uint64
+	Key string // what it is about; empty for an event
+}
+
+// Window decides which report goes out next, without I/O and without a clock of
 // its own. Statuses (reports with a key) go before events; of one key at most one
 // is under way, so nothing overtakes; events go in their order.
-type window struct {
+type Window struct {
 	jitter func(time.Duration) time.Duration // at random in [0, d)
 
-	keyed, events []store.Waiting // not sent, by id
-	flying        map[uint64]store.Waiting
+	keyed, events []Waiting // not sent, by id
+	flying        map[uint64]Waiting
 	lanes         map[string]*lane // by key; "" is the events'
 
 	// Highest ids taken over from the outbox.
 	keyedUpTo, eventsUpTo uint64
+}
+
+// UpTo is how far the outbox was taken over: the highest ids that Add was given,
+// of reports with a key and of events.
+func (w *Window) UpTo() (keyed, events uint64) { return w.keyedUpTo, w.eventsUpTo }
+
+// Events is how many events were taken over and not sent.
+func (w *Window) Events() int { return len(w.events) }
+
+// Clone returns a copy that shares nothing with w but the jitter.
+func (w *Window) Clone() *Window {
+	c := *w
+	c.keyed, c.events, c.flying = slices.Clone(w.keyed), slices.Clone(w.events), maps.Clone(w.flying)
+	c.lanes = make(map[string]*lane, len(w.lanes))
+	for key, l := range w.lanes {
+		own := *l
+		c.lanes[key] = &own
+	}
+	return &c
 }
 
 // lane is what one object's reports have met so far.
@@ -37,11 +64,12 @@ type lane struct {
 	until  time.Time // not before
 }
 
-func newWindow(jitter func(time.Duration) time.Duration) *window {
-	return &window{jitter: jitter, flying: make(map[uint64]store.Waiting), lanes: make(map[string]*lane)}
+// NewWindow returns an empty window. jitter picks at random in [0, d).
+func NewWindow(jitter func(time.Duration) time.Duration) *Window {
+	return &Window{jitter: jitter, flying: make(map[uint64]Waiting), lanes: make(map[string]*lane)}
 }
 
-func (w *window) lane(key string) *lane {
+func (w *Window) lane(key string) *lane {
 	l := w.lanes[key]
 	if l == nil {
 		l = new(lane)
@@ -50,8 +78,8 @@ func (w *window) lane(key string) *lane {
 	return l
 }
 
-// add takes over reports from the outbox, in the order of their ids.
-func (w *window) add(rows []store.Waiting) {
+// Add takes over reports from the outbox, in the order of their ids.
+func (w *Window) Add(rows []Waiting) {
 	for _, r := range rows {
 		if r.Key == "" {
 			w.events = append(w.events, r)
@@ -63,11 +91,11 @@ func (w *window) add(rows []store.Waiting) {
 	}
 }
 
-// next returns the report to send now and counts it as sent, or false when the
+// Next returns the report to send now and counts it as sent, or false when the
 // window is full or nothing may go yet.
-func (w *window) next(now time.Time) (store.Waiting, bool) {
-	if len(w.flying) >= windowSize {
-		return store.Waiting{}, false
+func (w *Window) Next(now time.Time) (Waiting, bool) {
+	if len(w.flying) >= WindowSize {
+		return Waiting{}, false
 	}
 	for i, r := range w.keyed {
 		if l := w.lane(r.Key); l.flying == 0 && !l.until.After(now) {
@@ -80,17 +108,17 @@ func (w *window) next(now time.Time) (store.Waiting, bool) {
 		w.events = w.events[1:]
 		return w.launch(r), true
 	}
-	return store.Waiting{}, false
+	return Waiting{}, false
 }
 
-func (w *window) launch(r store.Waiting) store.Waiting {
+func (w *Window) launch(r Waiting) Waiting {
 	w.flying[r.ID] = r
 	w.lane(r.Key).flying++
 	return r
 }
 
 // land takes a report out of the window: it was answered, or is no more.
-func (w *window) land(id uint64) (store.Waiting, bool) {
+func (w *Window) land(id uint64) (Waiting, bool) {
 	r, ok := w.flying[id]
 	if !ok {
 		return r, false
@@ -100,17 +128,17 @@ func (w *window) land(id uint64) (store.Waiting, bool) {
 	return r, true
 }
 
-// gone says that the report which next returned is not in the outbox any more: a
+// Gone says that the report which Next returned is not in the outbox any more: a
 // later one replaced it.
-func (w *window) gone(id uint64) {
+func (w *Window) Gone(id uint64) {
 	if r, ok := w.land(id); ok {
 		w.tidy(r.Key)
 	}
 }
 
-// answer takes the hub's answer and says whether the report is done with. An
-// answer to something that is not under way changes nothing.
-func (w *window) answer(id uint64, code wire.ResultCode, now time.Time) (settle bool) {
+// Answer takes the hub's answer and says whether the report is done with. An
+// Answer to something that is not under way changes nothing.
+func (w *Window) Answer(id uint64, code wire.ResultCode, now time.Time) (settle bool) {
 	r, ok := w.land(id)
 	if !ok {
 		return false
@@ -130,26 +158,26 @@ func (w *window) answer(id uint64, code wire.ResultCode, now time.Time) (settle 
 	if r.Key == "" {
 		list = &w.events
 	}
-	i, _ := slices.BinarySearchFunc(*list, r, func(a, b store.Waiting) int { return cmp.Compare(a.ID, b.ID) })
+	i, _ := slices.BinarySearchFunc(*list, r, func(a, b Waiting) int { return cmp.Compare(a.ID, b.ID) })
 	*list = slices.Insert(*list, i, r)
 	return false
 }
 
 // tidy forgets a lane with nothing under way and nothing to wait for.
-func (w *window) tidy(key string) {
+func (w *Window) tidy(key string) {
 	if l := w.lanes[key]; l != nil && l.flying == 0 && l.tries == 0 {
 		delete(w.lanes, key)
 	}
 }
 
-// due is when next may return something that it does not return now, of what
+// Due is when Next may return something that it does not return now, of what
 // waits for its time; zero when nothing does.
-func (w *window) due() time.Time {
+func (w *Window) Due() time.Time {
 	var at time.Time
-	if len(w.flying) >= windowSize {
+	if len(w.flying) >= WindowSize {
 		return at
 	}
-	consider := func(r store.Waiting) {
+	consider := func(r Waiting) {
 		if l := w.lane(r.Key); l.flying == 0 || r.Key == "" {
 			if at.IsZero() || l.until.Before(at) {
 				at = l.until

@@ -1,4 +1,4 @@
-package uplink
+package resume
 
 import (
 	"bytes"
@@ -35,24 +35,24 @@ func inventoryAsk() *wire.HubMessage {
 }
 
 // what names the actions of one step.
-func what(actions []action) string {
+func what(actions []Action) string {
 	var names []string
 	for _, a := range actions {
 		switch {
-		case a.welcome != nil:
+		case a.Welcome != nil:
 			names = append(names, "welcome")
-		case a.inventory:
+		case a.Inventory:
 			names = append(names, "inventory")
-		case a.apply != nil:
-			names = append(names, fmt.Sprint("apply ", a.apply.GetSeq()))
-		case a.compare != nil:
+		case a.Apply != nil:
+			names = append(names, fmt.Sprint("apply ", a.Apply.GetSeq()))
+		case a.Compare != nil:
 			names = append(names, "compare")
-		case a.complete:
+		case a.Complete:
 			names = append(names, "complete")
-		case a.result != nil:
-			names = append(names, fmt.Sprint("result ", a.result.GetId()))
-		case a.token != nil:
-			names = append(names, fmt.Sprint("token ", a.token.GetId()))
+		case a.Result != nil:
+			names = append(names, fmt.Sprint("result ", a.Result.GetId()))
+		case a.Token != nil:
+			names = append(names, fmt.Sprint("token ", a.Token.GetId()))
 		}
 	}
 	return strings.Join(names, ", ")
@@ -71,30 +71,30 @@ func TestSessionAnswersEachMessage(t *testing.T) {
 	}{
 		{name: "welcome", in: welcome(false), want: "welcome"},
 		{name: "welcome in sync", in: welcome(true), want: "welcome, complete"},
-		{name: "welcome twice", before: []*wire.HubMessage{welcome(false)}, in: welcome(false), err: errProtocol},
-		{name: "welcome in another version", in: otherVersion, err: errProtocol},
-		{name: "changes before the welcome", in: changes(1, nil), err: errProtocol},
-		{name: "synced before the welcome", in: synced(digest), err: errProtocol},
+		{name: "welcome twice", before: []*wire.HubMessage{welcome(false)}, in: welcome(false), err: ErrProtocol},
+		{name: "welcome in another version", in: otherVersion, err: ErrProtocol},
+		{name: "changes before the welcome", in: changes(1, nil), err: ErrProtocol},
+		{name: "synced before the welcome", in: synced(digest), err: ErrProtocol},
 		{name: "inventory", before: []*wire.HubMessage{welcome(false)}, in: inventoryAsk(), want: "inventory"},
 		{name: "first changes", before: []*wire.HubMessage{welcome(false)}, in: changes(1, nil), want: "apply 1"},
 		{name: "next changes", before: []*wire.HubMessage{welcome(true), changes(1, nil)}, in: changes(2, nil), want: "apply 2"},
-		{name: "a gap", before: []*wire.HubMessage{welcome(false), changes(1, nil)}, in: changes(3, nil), err: errProtocol},
-		{name: "the same again", before: []*wire.HubMessage{welcome(false), changes(1, nil)}, in: changes(1, nil), err: errProtocol},
-		{name: "not from the first", before: []*wire.HubMessage{welcome(false)}, in: changes(2, nil), err: errProtocol},
+		{name: "a gap", before: []*wire.HubMessage{welcome(false), changes(1, nil)}, in: changes(3, nil), err: ErrProtocol},
+		{name: "the same again", before: []*wire.HubMessage{welcome(false), changes(1, nil)}, in: changes(1, nil), err: ErrProtocol},
+		{name: "not from the first", before: []*wire.HubMessage{welcome(false)}, in: changes(2, nil), err: ErrProtocol},
 		{name: "synced", before: []*wire.HubMessage{welcome(false)}, in: synced(digest), want: "compare"},
 		{name: "a result", before: []*wire.HubMessage{welcome(false)}, in: result(7, wire.ResultCode_RESULT_ACCEPTED), want: "result 7"},
 		{name: "what a newer hub may say", in: &wire.HubMessage{}, want: ""},
-		{name: "goodbye", in: goodbye(wire.Goodbye_REASON_BUSY), err: &goodbyeError{}},
+		{name: "goodbye", in: goodbye(wire.Goodbye_REASON_BUSY), err: &GoodbyeError{}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			s := new(session)
+			s := new(Session)
 			for _, m := range tt.before {
-				if _, err := s.receive(m); err != nil {
+				if _, err := s.Receive(m); err != nil {
 					t.Fatal(err)
 				}
 			}
-			got, err := s.receive(tt.in)
-			var bye *goodbyeError
+			got, err := s.Receive(tt.in)
+			var bye *GoodbyeError
 			switch {
 			case tt.err == nil && err != nil, tt.err != nil && err == nil:
 				t.Fatalf("error %v, want %v", err, tt.err)
@@ -109,33 +109,33 @@ func TestSessionAnswersEachMessage(t *testing.T) {
 }
 
 func TestDifferingDigestsEndTheSession(t *testing.T) {
-	s := &session{welcomed: true}
-	if _, err := s.compared(false); !errors.Is(err, errDifference) {
+	s := &Session{welcomed: true}
+	if _, err := s.Compared(false); !errors.Is(err, ErrDifference) {
 		t.Errorf("different: %v", err)
 	}
-	got, err := s.compared(true)
+	got, err := s.Compared(true)
 	if err != nil || what(got) != "complete" {
 		t.Errorf("equal: %q, %v", what(got), err)
 	}
-	if got, err = s.compared(true); err != nil || len(got) != 0 {
+	if got, err = s.Compared(true); err != nil || len(got) != 0 {
 		t.Errorf("equal again: %q, %v", what(got), err)
 	}
 }
 
 func TestGoodbyeNamesTheRemedy(t *testing.T) {
 	for reason := range wire.Goodbye_Reason_name {
-		err := &goodbyeError{wire.Goodbye_Reason(reason), "details"}
+		err := &GoodbyeError{wire.Goodbye_Reason(reason), "details"}
 		if !strings.HasSuffix(err.Error(), ": details") || len(err.Error()) < len("the hub : details") {
 			t.Errorf("reason %d: %q", reason, err)
 		}
 	}
-	if err := (&goodbyeError{reason: wire.Goodbye_REASON_DUPLICATE}).Error(); !strings.Contains(err, "--node-name") {
+	if err := (&GoodbyeError{Reason: wire.Goodbye_REASON_DUPLICATE}).Error(); !strings.Contains(err, "--node-name") {
 		t.Errorf("a duplicate: %q", err)
 	}
 }
 
 func TestInventoryIsCutIntoBoundedMessages(t *testing.T) {
-	if got := inventory(nil); len(got) != 1 || !got[0].GetInventory().GetLast() {
+	if got := Inventory(nil); len(got) != 1 || !got[0].GetInventory().GetLast() {
 		t.Errorf("of nothing: %v", got)
 	}
 	var refs []*wire.ObjectRef
@@ -143,7 +143,7 @@ func TestInventoryIsCutIntoBoundedMessages(t *testing.T) {
 		refs = append(refs, &wire.ObjectRef{Kind: wire.Kind_KIND_POD, Namespace: strings.Repeat("n", 30), Name: strings.Repeat("p", 200),
 			Uid: fmt.Sprint("uid-", i), Version: make([]byte, wire.VersionLen)})
 	}
-	messages := inventory(refs)
+	messages := Inventory(refs)
 	var got []*wire.ObjectRef
 	for i, m := range messages {
 		b, err := wire.Encode(m)
