@@ -2,6 +2,7 @@ package roster
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -20,27 +21,24 @@ const (
 	AnnotationConditions = "holdfast.io/conditions"
 	// AnnotationHub is on nodes: which hub last wrote them.
 	AnnotationHub = "holdfast.io/hub"
+	// AnnotationEpoch is on pods and nodes: under which claim of the node their
+	// status was written (keps/0011-several-hubs.md).
+	AnnotationEpoch = "holdfast.io/epoch"
 	// LabelEdge is on every edge node.
 	LabelEdge = "holdfast.io/edge"
 )
 
 // Item is one object in one version. Items are shared between nodes and never
-// changed. The payload is encoded when asked for, so that a connected node
-// costs no second copy of its pods.
+// changed. An item holds its object encoded and nothing else: decoded, a pod
+// takes several times as much, and a hub holds the pods of thousands of nodes.
 type Item struct {
-	Ref    *wire.ObjectRef
-	source marshaler
+	Ref     *wire.ObjectRef
+	payload []byte
 }
-
-type marshaler interface{ Marshal() ([]byte, error) }
 
 // Object returns the item as it travels.
 func (i *Item) Object() (*wire.Object, error) {
-	payload, err := i.source.Marshal()
-	if err != nil {
-		return nil, fmt.Errorf("encode %s: %w", wire.Describe(i.Ref), err)
-	}
-	return &wire.Object{Ref: i.Ref, Payload: payload}, nil
+	return &wire.Object{Ref: i.Ref, Payload: i.payload}, nil
 }
 
 // ID identifies an object at an edge: a kind and a uid, as in the edge's store.
@@ -74,28 +72,19 @@ func (k Key) String() string {
 	return kind + " " + k.Namespace + "/" + k.Name
 }
 
-func newItem(kind wire.Kind, m metav1.ObjectMeta, source marshaler) (*Item, error) {
+func newItem(kind wire.Kind, m metav1.ObjectMeta, source interface{ Marshal() ([]byte, error) }) (*Item, error) {
 	ref := &wire.ObjectRef{Kind: kind, Namespace: m.Namespace, Name: m.Name, Uid: string(m.UID)}
 	payload, err := source.Marshal()
 	if err != nil {
 		return nil, fmt.Errorf("encode %s: %w", wire.Describe(ref), err)
 	}
 	ref.Version = wire.Version(payload)
-	return &Item{Ref: ref, source: source}, nil
+	return &Item{Ref: ref, payload: payload}, nil
 }
 
 // Pod is the item of a pod: all that a node needs in order to run it, and
-// nothing that changes while it runs.
+// nothing that changes while it runs. It keeps nothing of p.
 func Pod(p *corev1.Pod) (*Item, error) {
-	return newItem(wire.Kind_KIND_POD, p.ObjectMeta, stripped{p})
-}
-
-// stripped encodes a pod without what stays in the cloud. Stripping at encoding
-// time leaves the informer's pod the only copy.
-type stripped struct{ pod *corev1.Pod }
-
-func (s stripped) Marshal() ([]byte, error) {
-	p := s.pod
 	out := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
 			Name: p.Name, Namespace: p.Namespace, UID: p.UID,
@@ -105,11 +94,13 @@ func (s stripped) Marshal() ([]byte, error) {
 			DeletionTimestamp:          p.DeletionTimestamp,
 			DeletionGracePeriodSeconds: p.DeletionGracePeriodSeconds,
 			Labels:                     p.Labels,
-			Annotations:                without(p.Annotations, func(k string) bool { return k == AnnotationTolerations }),
+			Annotations:                podAnnotations(p),
 			OwnerReferences:            p.OwnerReferences,
 		},
 		Spec: p.Spec,
 	}
+	// What only a scheduler reads, which has chosen already.
+	out.Spec.Affinity, out.Spec.TopologySpreadConstraints = nil, nil
 	// cloud/autonomy changes these two in the cloud; a node does nothing by them.
 	out.Spec.Tolerations = nil
 	for _, t := range p.Spec.Tolerations {
@@ -118,7 +109,39 @@ func (s stripped) Marshal() ([]byte, error) {
 			out.Spec.Tolerations = append(out.Spec.Tolerations, t)
 		}
 	}
-	return out.Marshal()
+	return newItem(wire.Kind_KIND_POD, out.ObjectMeta, out)
+}
+
+// podAnnotations are those that containers may see. What kubectl last applied is
+// as large as the pod itself, and goes only with a pod that reads annotations.
+func podAnnotations(p *corev1.Pod) map[string]string {
+	reads := readsAnnotations(&p.Spec)
+	return without(p.Annotations, func(k string) bool {
+		return k == AnnotationTolerations || k == AnnotationEpoch || k == corev1.LastAppliedConfigAnnotation && !reads
+	})
+}
+
+// readsAnnotations says that a container sees its pod's annotations, by a
+// variable or a file.
+func readsAnnotations(s *corev1.PodSpec) bool {
+	reads := func(f *corev1.ObjectFieldSelector) bool {
+		return f != nil && strings.HasPrefix(f.FieldPath, "metadata.annotations")
+	}
+	files := func(items []corev1.DownwardAPIVolumeFile) bool {
+		return slices.ContainsFunc(items, func(f corev1.DownwardAPIVolumeFile) bool { return reads(f.FieldRef) })
+	}
+	env := func(env []corev1.EnvVar) bool {
+		return slices.ContainsFunc(env, func(e corev1.EnvVar) bool { return e.ValueFrom != nil && reads(e.ValueFrom.FieldRef) })
+	}
+	container := func(c corev1.Container) bool { return env(c.Env) }
+	return slices.ContainsFunc(s.InitContainers, container) || slices.ContainsFunc(s.Containers, container) ||
+		slices.ContainsFunc(s.EphemeralContainers, func(c corev1.EphemeralContainer) bool { return env(c.Env) }) ||
+		slices.ContainsFunc(s.Volumes, func(v corev1.Volume) bool {
+			return v.DownwardAPI != nil && files(v.DownwardAPI.Items) ||
+				v.Projected != nil && slices.ContainsFunc(v.Projected.Sources, func(s corev1.VolumeProjection) bool {
+					return s.DownwardAPI != nil && files(s.DownwardAPI.Items)
+				})
+		})
 }
 
 // ConfigMap is the item of a ConfigMap: its data; labels and annotations are
@@ -141,7 +164,7 @@ func Node(n *corev1.Node) (*Item, error) {
 	m := bare(n.ObjectMeta)
 	m.Labels = n.Labels
 	m.Annotations = without(n.Annotations, func(k string) bool {
-		return k == AnnotationConditions || k == AnnotationHub || k == corev1.LastAppliedConfigAnnotation ||
+		return k == AnnotationConditions || k == AnnotationHub || k == AnnotationEpoch || k == corev1.LastAppliedConfigAnnotation ||
 			strings.HasPrefix(k, "node.alpha.kubernetes.io/") || strings.HasPrefix(k, "volumes.kubernetes.io/")
 	})
 	out := &corev1.Node{ObjectMeta: m, Spec: n.Spec}

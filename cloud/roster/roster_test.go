@@ -54,6 +54,9 @@ func TestAPodIsTheSameVersionUntilANodeMustKnow(t *testing.T) {
 		"a finalizer":              {func(p *corev1.Pod) { p.Finalizers = []string{"f"} }, true},
 		"tolerations for autonomy": {func(p *corev1.Pod) { p.Spec.Tolerations[0].TolerationSeconds = nil }, true},
 		"autonomy's annotation":    {func(p *corev1.Pod) { p.Annotations[AnnotationTolerations] = "[]" }, true},
+		"who owns its node":        {func(p *corev1.Pod) { p.Annotations[AnnotationEpoch] = "7" }, true},
+		"what kubectl remembers":   {func(p *corev1.Pod) { p.Annotations[corev1.LastAppliedConfigAnnotation] = "{}" }, true},
+		"what a scheduler reads":   {func(p *corev1.Pod) { p.Spec.Affinity = &corev1.Affinity{PodAffinity: &corev1.PodAffinity{}} }, true},
 		"an annotation":            {func(p *corev1.Pod) { p.Annotations["x"] = "2" }, false},
 		"its end":                  {func(p *corev1.Pod) { p.DeletionTimestamp = &now }, false},
 		"an image":                 {func(p *corev1.Pod) { p.Spec.Containers[0].Image = "example.test/till:2" }, false},
@@ -65,6 +68,38 @@ func TestAPodIsTheSameVersionUntilANodeMustKnow(t *testing.T) {
 		test.change(p)
 		if got := version(t, p); bytes.Equal(got, want) != test.same {
 			t.Errorf("%s changes: same version is %v, want %v", name, !test.same, test.same)
+		}
+	}
+}
+
+// A container that reads all annotations of its pod sees what a kubelet would
+// show it.
+func TestAPodThatReadsItsAnnotationsGetsThemAll(t *testing.T) {
+	field := &corev1.ObjectFieldSelector{FieldPath: "metadata.annotations"}
+	files := []corev1.DownwardAPIVolumeFile{{Path: "a", FieldRef: field}}
+	for name, reads := range map[string]func(*corev1.PodSpec){
+		"a variable": func(s *corev1.PodSpec) {
+			s.Containers[0].Env = []corev1.EnvVar{{Name: "A", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.annotations['x']"}}}}
+		},
+		"a file": func(s *corev1.PodSpec) {
+			s.Volumes = []corev1.Volume{{VolumeSource: corev1.VolumeSource{DownwardAPI: &corev1.DownwardAPIVolumeSource{Items: files}}}}
+		},
+		"a projected file": func(s *corev1.PodSpec) {
+			s.Volumes = []corev1.Volume{{VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
+				Sources: []corev1.VolumeProjection{{DownwardAPI: &corev1.DownwardAPIProjection{Items: files}}},
+			}}}}
+		},
+	} {
+		p := pod()
+		reads(&p.Spec)
+		plain := version(t, p)
+		p.Annotations[AnnotationEpoch] = "7"
+		if !bytes.Equal(version(t, p), plain) {
+			t.Errorf("%s: the epoch is another version", name)
+		}
+		p.Annotations[corev1.LastAppliedConfigAnnotation] = "{}"
+		if bytes.Equal(version(t, p), plain) {
+			t.Errorf("%s: what kubectl last applied is missing", name)
 		}
 	}
 }
@@ -95,7 +130,7 @@ func TestANodeIsNotToldOfItsOwnSilence(t *testing.T) {
 	}
 	now := metav1.Now()
 	n.Spec.Taints = []corev1.Taint{{Key: corev1.TaintNodeUnreachable, Effect: corev1.TaintEffectNoExecute, TimeAdded: &now}}
-	n.Annotations = map[string]string{AnnotationConditions: "[]", AnnotationHub: "h", "node.alpha.kubernetes.io/ttl": "0", "volumes.kubernetes.io/controller-managed-attach-detach": "true"}
+	n.Annotations = map[string]string{AnnotationConditions: "[]", AnnotationHub: "h", AnnotationEpoch: "7", "node.alpha.kubernetes.io/ttl": "0", "volumes.kubernetes.io/controller-managed-attach-detach": "true"}
 	n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady}}
 	b, err := Node(n)
 	if err != nil {
