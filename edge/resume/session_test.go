@@ -162,3 +162,30 @@ func TestInventoryIsCutIntoBoundedMessages(t *testing.T) {
 		t.Errorf("%d of %d references arrived", len(got), len(refs))
 	}
 }
+
+func TestNoReportBeforeTheClaim(t *testing.T) {
+	s := new(Session)
+	step := func(m *wire.HubMessage, want bool) {
+		t.Helper()
+		if _, err := s.Receive(m); err != nil {
+			t.Fatal(err)
+		}
+		if s.MayReport() != want {
+			t.Fatalf("after %T reports may go: %v", m.GetBody(), !want)
+		}
+	}
+	if s.MayReport() {
+		t.Fatal("reports may go before the welcome")
+	}
+	waiting := welcome(true)
+	waiting.GetWelcome().ClaimFollows = true
+	step(waiting, false)
+	step(changes(1, nil), false)
+	before := s.Clone()
+	step(&wire.HubMessage{Body: &wire.HubMessage_Claimed{Claimed: &wire.Claimed{Epoch: 3}}}, true)
+	if before.MayReport() {
+		t.Error("a clone has changed with its original")
+	}
+	s = new(Session)
+	step(welcome(true), true)
+}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -45,6 +44,8 @@ type Options struct {
 	// Wake, when something arrives on it, cuts a pause between two attempts down
 	// to BackoffBase: the machine's network changed.
 	Wake <-chan struct{}
+	// Credential renews the node's certificate; nil: it is not renewed.
+	Credential Credential
 }
 
 // State is what is known of the line.
@@ -131,12 +132,12 @@ func (u *Uplink) Run(ctx context.Context) error {
 			break
 		}
 		u.failed(err, lasted > 0)
-		pause.ended(lasted)
+		ceiling := pause.ended(lasted, err)
 		if errors.Is(err, resume.ErrDifference) && !u.inventory { // once, without a pause
 			u.inventory = true
 			continue
 		}
-		u.wait(ctx, upTo(pause.ceiling()))
+		u.wait(ctx, upTo(ceiling))
 	}
 	u.update(func(s *State) { s.Connected, s.Synced, s.LastError = false, false, "edgecore is stopping" })
 	return nil
@@ -146,11 +147,9 @@ func (u *Uplink) Run(ctx context.Context) error {
 func (u *Uplink) failed(err error, hadSession bool) {
 	news := hadSession || u.State().LastError != err.Error()
 	u.update(func(s *State) { s.Connected, s.Synced, s.LastError = false, false, err.Error() })
-	var bye *resume.GoodbyeError
 	switch {
 	case !news:
-	case errors.As(err, &bye) && (bye.Reason == wire.Goodbye_REASON_DUPLICATE || bye.Reason == wire.Goodbye_REASON_REVOKED),
-		errors.Is(err, store.ErrDiskFull):
+	case refused(err), errors.Is(err, store.ErrDiskFull):
 		u.log.Error("the line to the hub is down", "err", err)
 	case hadSession:
 		u.log.Warn("the line to the hub went down; workloads go on", "err", err)
@@ -173,13 +172,6 @@ func (u *Uplink) wait(ctx context.Context, d time.Duration) {
 			return
 		}
 	}
-}
-
-func upTo(d time.Duration) time.Duration {
-	if d <= 0 {
-		return 0
-	}
-	return rand.N(d)
 }
 
 // attempt dials and talks until the session ends. lasted is 0 when none opened.
@@ -223,8 +215,9 @@ type conversation struct {
 	openedAt time.Time
 	settled  []uint64 // answered reports that the store does not know of yet
 
-	lastAsk uint64
+	lastAsk uint64 // number of the last request, for a token or a certificate
 	tokens  map[uint64]chan<- *wire.TokenAnswer
+	renewal renewal
 }
 
 // received is what the reading goroutine hands over.
@@ -262,6 +255,9 @@ func (c *conversation) run(ctx context.Context, incoming <-chan received) error 
 	defer again.Stop()
 	flush := time.NewTicker(settleEvery)
 	flush.Stop()
+	c.renewal.due = time.NewTimer(0)
+	c.renewal.due.Stop()
+	defer c.renewal.due.Stop()
 	defer func() { c.flush(context.WithoutCancel(ctx)) }()
 	for {
 		waited := len(c.settled) > 0
@@ -282,6 +278,8 @@ func (c *conversation) run(ctx context.Context, incoming <-chan received) error 
 		case <-flush.C:
 			flush.Stop()
 			c.flush(ctx)
+		case <-c.renewal.due.C:
+			c.renew()
 		case a := <-c.askable():
 			c.ask(a)
 		case err := <-c.out.failed:
@@ -378,6 +376,8 @@ func (c *conversation) do(ctx context.Context, a resume.Action) ([]resume.Action
 			delete(c.tokens, a.Token.GetId())
 			answer <- a.Token
 		}
+	case a.Certificate != nil:
+		c.renewed(a.Certificate)
 	}
 	return nil, nil
 }
@@ -390,6 +390,7 @@ func (c *conversation) opened(ctx context.Context, w *wire.Welcome) {
 	})
 	c.u.log.Info("the line to the hub is up", "hub", c.conn.Peer(), "session", w.GetSession(),
 		"hubVersion", w.GetHubVersion(), "transport", c.conn.Transport(), "inSync", w.GetInSync())
+	c.renew()
 }
 
 // report sends what the window lets go, and sets the timer for what waits.

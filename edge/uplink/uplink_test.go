@@ -35,6 +35,8 @@ type rig struct {
 	store  *store.Store
 	uplink *Uplink
 	stop   func()
+
+	credential Credential
 }
 
 func newRig(t *testing.T) *rig {
@@ -59,8 +61,9 @@ func (r *rig) open(t *testing.T) {
 func (r *rig) start(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	r.uplink = New(Options{Dialer: r.dialer, Store: r.store, Version: "test",
-		Timing: Timing{BackoffBase: time.Millisecond, BackoffCap: 4 * time.Millisecond, Dial: patience, Welcome: patience, Token: patience}})
+	r.uplink = New(Options{Dialer: r.dialer, Store: r.store, Version: "test", Credential: r.credential,
+		Timing: Timing{BackoffBase: time.Millisecond, BackoffCap: 4 * time.Millisecond, RefusedCap: 4 * time.Millisecond, Dial: patience, Welcome: patience, Token: patience,
+			Certificate: time.Millisecond, CertificateRetry: time.Millisecond}})
 	done := make(chan error, 1)
 	go func() { done <- r.uplink.Run(ctx) }()
 	r.stop = sync.OnceFunc(func() {
