@@ -84,7 +84,7 @@ const fresh = 5 * time.Second
 // startRestore writes the node's conditions and its pods' Ready again.
 func (s *session) startRestore() {
 	r := &s.restore
-	if !r.look || r.running || s.delivery.phase < phaseInventory {
+	if !r.look || r.running || !s.delivery.Asked() {
 		return
 	}
 	r.look = false
@@ -97,7 +97,7 @@ func (s *session) startRestore() {
 		return
 	}
 	r.unknown = time.Time{}
-	if report.NodeReady(n) && s.delivery.settled() {
+	if report.NodeReady(n) && s.delivery.Settled() {
 		s.restorePods()
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/holdfast-edge/holdfast/cloud/delivery"
 	"github.com/holdfast-edge/holdfast/cloud/report"
 	"github.com/holdfast-edge/holdfast/cloud/roster"
 	"github.com/holdfast-edge/holdfast/common/link"
@@ -40,7 +41,7 @@ type session struct {
 	sendCtx   context.Context
 	all       sync.WaitGroup
 	began     time.Time
-	delivery  *delivery
+	delivery  *delivery.Delivery
 	resolve   func(context.Context) (*roster.Wanted, error)
 	replies   []*wire.HubMessage // results and answers to send
 	sending   bool
@@ -71,7 +72,7 @@ func (h *Hub) newSession(conn link.Conn, hello *wire.Hello, log *slog.Logger) *s
 		hub: h, conn: conn, node: conn.Peer(), storeID: hello.GetStoreId(), id: id, log: log.With("session", id),
 		ending: make(chan error, 1), ended: make(chan struct{}), posts: make(chan func()),
 		deaf: make(chan struct{}), incoming: make(chan *wire.EdgeMessage), broken: make(chan error, 1),
-		delivery: newDelivery(hello.GetDigest()), reports: newReportQueue(), wait: h.timing.Retry,
+		delivery: delivery.New(hello.GetDigest()), reports: newReportQueue(), wait: h.timing.Retry,
 	}
 }
 
@@ -191,11 +192,11 @@ func (s *session) take(m *wire.EdgeMessage) error {
 	var err error
 	switch body := m.GetBody().(type) {
 	case *wire.EdgeMessage_Hello:
-		err = fmt.Errorf("%w: a second Hello", errProtocol)
+		err = fmt.Errorf("%w: a second Hello", delivery.ErrProtocol)
 	case *wire.EdgeMessage_Inventory:
-		err = s.delivery.inventory(body.Inventory)
+		err = s.delivery.Inventory(body.Inventory)
 	case *wire.EdgeMessage_Ack:
-		err = s.delivery.ack(body.Ack.GetSeq())
+		err = s.delivery.Ack(body.Ack.GetSeq())
 		s.restore.look = true
 	case *wire.EdgeMessage_Report:
 		s.reports.add(body.Report)
@@ -232,8 +233,8 @@ func (s *session) reply(m *wire.HubMessage) { s.replies = append(s.replies, m) }
 // advance starts whatever can be started.
 func (s *session) advance() error {
 	s.startResolve()
-	if s.delivery.phase == phaseWaiting {
-		if w := s.delivery.want; s.patience || w != nil && w.Complete() {
+	if !s.delivery.Welcomed() {
+		if s.patience || s.delivery.Complete() {
 			s.welcome()
 		}
 	}
@@ -247,7 +248,7 @@ func (s *session) advance() error {
 }
 
 func (s *session) welcome() {
-	inSync := s.delivery.welcome()
+	inSync := s.delivery.Welcome()
 	s.log.Debug("welcomed", "in_sync", inSync)
 	s.reply(&wire.HubMessage{Body: &wire.HubMessage_Welcome{Welcome: &wire.Welcome{
 		ProtocolVersion: wire.ProtocolVersion, Session: s.id, InSync: inSync,
@@ -270,7 +271,7 @@ func (s *session) startResolve() {
 func (s *session) resolved(want *roster.Wanted, err error) {
 	s.resolving, s.restore.look = false, true
 	if want != nil {
-		s.delivery.wanted(want)
+		s.delivery.Wanted(want)
 	}
 	if err == nil {
 		if s.failing {
@@ -315,7 +316,7 @@ func (s *session) startConfirm(refs []*wire.ObjectRef) {
 		return func() {
 			s.confirms = false
 			for _, id := range gone {
-				s.delivery.confirmed(id)
+				s.delivery.Confirmed(id)
 			}
 			if len(gone) < len(refs) {
 				s.log.Debug("pods that caches do not know stay for now", "pods", len(refs)-len(gone), "err", failed)
@@ -335,7 +336,7 @@ func (s *session) startSend() error {
 	messages := s.replies
 	s.replies = nil
 	for {
-		m, unconfirmed, err := s.delivery.next()
+		m, unconfirmed, err := s.delivery.Next()
 		if err != nil {
 			return err
 		}
@@ -344,7 +345,8 @@ func (s *session) startSend() error {
 			break
 		}
 		if m.GetSynced() != nil {
-			s.log.Info("the node holds what it must", "objects", len(s.delivery.have), "changes", s.delivery.seq)
+			objects, changes := s.delivery.Sent()
+			s.log.Info("the node holds what it must", "objects", objects, "changes", changes)
 		}
 		messages = append(messages, m)
 	}

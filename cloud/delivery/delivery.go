@@ -1,8 +1,15 @@
-package hub
+// Package delivery is the sending half of a session with an edge node: which
+// messages bring the node from what it holds to what it must hold
+// (keps/0001-protocol.md). cloud/hub drives it, one a session. It is pure: events
+// go in by method calls, messages come out of Next. It never sends anything, and
+// it never takes what is not known for absent.
+package delivery
 
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/holdfast-edge/holdfast/cloud/roster"
 	"github.com/holdfast-edge/holdfast/common/wire"
@@ -19,8 +26,26 @@ const (
 	maxInventory = 50_000
 )
 
-// errProtocol marks what only a broken or hostile edge does.
-var errProtocol = errors.New("protocol error")
+// ErrProtocol marks what only a broken or hostile edge does.
+var ErrProtocol = errors.New("protocol error")
+
+// State is how far a delivery is, in the words of etcd's raft.
+type State int
+
+const (
+	// Probe: what the edge holds, or what it must hold, is not known yet.
+	Probe State = iota
+	// Snapshot: what differs is on its way; Synced is still to come.
+	Snapshot
+	// Stream: the edge holds everything; changes are sent as they happen.
+	Stream
+)
+
+// States is how many states there are.
+const States = int(Stream) + 1
+
+// String is the state's name in metrics.
+func (s State) String() string { return [States]string{"probe", "snapshot", "stream"}[s] }
 
 // phase is how far a session has come.
 type phase int
@@ -33,12 +58,10 @@ const (
 	phaseLive                   // sending changes as they happen
 )
 
-// delivery is the sending half of a session: which messages bring the edge from
-// what it holds to what is wanted. It is pure: events go in by method calls,
-// messages come out of next. There is no queue: what is not sent yet is the
+// Delivery is one session's. There is no queue: what is not sent yet is the
 // difference of two sets, so that an object which changes often while the line
 // is slow is sent once.
-type delivery struct {
+type Delivery struct {
 	phase  phase
 	digest []byte         // of the Hello
 	want   *roster.Wanted // nil: not known yet
@@ -51,13 +74,14 @@ type delivery struct {
 	items  []*wire.ObjectRef
 }
 
-func newDelivery(digest []byte) *delivery {
-	return &delivery{digest: digest, gone: make(map[roster.ID]bool)}
+// New is a delivery to an edge whose Hello had that digest.
+func New(digest []byte) *Delivery {
+	return &Delivery{digest: digest, gone: make(map[roster.ID]bool)}
 }
 
-// welcome opens the delivery and returns whether the edge is in sync. It may be
+// Welcome opens the delivery and returns whether the edge is in sync. It may be
 // called before anything is known of what the edge must hold.
-func (d *delivery) welcome() (inSync bool) {
+func (d *Delivery) Welcome() (inSync bool) {
 	d.phase = phaseAsk
 	if d.want == nil {
 		return false
@@ -69,8 +93,8 @@ func (d *delivery) welcome() (inSync bool) {
 	return ok
 }
 
-// wanted replaces what the edge must hold.
-func (d *delivery) wanted(w *roster.Wanted) {
+// Wanted replaces what the edge must hold.
+func (d *Delivery) Wanted(w *roster.Wanted) {
 	d.want = w
 	for id := range d.gone {
 		if w.Items[id] != nil {
@@ -79,17 +103,17 @@ func (d *delivery) wanted(w *roster.Wanted) {
 	}
 }
 
-// confirmed records that a live read found a pod gone.
-func (d *delivery) confirmed(id roster.ID) { d.gone[id] = true }
+// Confirmed records that a live read found a pod gone.
+func (d *Delivery) Confirmed(id roster.ID) { d.gone[id] = true }
 
-// inventory takes a part of what the edge holds.
-func (d *delivery) inventory(m *wire.Inventory) error {
+// Inventory takes a part of what the edge holds.
+func (d *Delivery) Inventory(m *wire.Inventory) error {
 	if d.phase != phaseInventory {
-		return fmt.Errorf("%w: an inventory that nobody asked for", errProtocol)
+		return fmt.Errorf("%w: an inventory that nobody asked for", ErrProtocol)
 	}
 	d.items = append(d.items, m.GetItems()...)
 	if len(d.items) > maxInventory {
-		return fmt.Errorf("%w: an inventory of more than %d objects", errProtocol, maxInventory)
+		return fmt.Errorf("%w: an inventory of more than %d objects", ErrProtocol, maxInventory)
 	}
 	if m.GetLast() {
 		d.have, d.items, d.phase = roster.HeldOf(d.items), nil, phaseSyncing
@@ -97,10 +121,10 @@ func (d *delivery) inventory(m *wire.Inventory) error {
 	return nil
 }
 
-// ack takes the edge's word that all Changes up to seq are committed.
-func (d *delivery) ack(seq uint64) error {
+// Ack takes the edge's word that all Changes up to seq are committed.
+func (d *Delivery) Ack(seq uint64) error {
 	if seq > d.seq || seq < d.acked {
-		return fmt.Errorf("%w: acknowledgement of %d, sent were %d, acknowledged %d", errProtocol, seq, d.seq, d.acked)
+		return fmt.Errorf("%w: acknowledgement of %d, sent were %d, acknowledged %d", ErrProtocol, seq, d.seq, d.acked)
 	}
 	for ; d.acked < seq; d.acked++ {
 		d.unsent -= d.sizes[0]
@@ -109,9 +133,9 @@ func (d *delivery) ack(seq uint64) error {
 	return nil
 }
 
-// next returns the next message to send, or nil. unconfirmed are pods to look
+// Next returns the next message to send, or nil. unconfirmed are pods to look
 // for with a live read; see roster.Change.
-func (d *delivery) next() (m *wire.HubMessage, unconfirmed []*wire.ObjectRef, err error) {
+func (d *Delivery) Next() (m *wire.HubMessage, unconfirmed []*wire.ObjectRef, err error) {
 	if d.want == nil {
 		return nil, nil, nil
 	}
@@ -139,7 +163,7 @@ func (d *delivery) next() (m *wire.HubMessage, unconfirmed []*wire.ObjectRef, er
 }
 
 // batch makes one Changes of the beginning of a change and takes it for sent.
-func (d *delivery) batch(change roster.Change) (*wire.HubMessage, error) {
+func (d *Delivery) batch(change roster.Change) (*wire.HubMessage, error) {
 	out := &wire.Changes{Seq: d.seq + 1}
 	size := 0
 	for _, item := range change.Upserts {
@@ -179,7 +203,39 @@ func (d *delivery) batch(change roster.Change) (*wire.HubMessage, error) {
 // refSize is about what a reference takes on the line.
 const refSize = 160
 
-// settled says that the edge holds what it must, as far as that is known.
-func (d *delivery) settled() bool {
+// Settled says that the edge holds what it must, as far as that is known.
+func (d *Delivery) Settled() bool {
 	return d.phase == phaseLive && d.acked == d.seq && roster.Diff(d.want, d.have, d.gone).Empty()
+}
+
+// State says how far the delivery is.
+func (d *Delivery) State() State {
+	switch d.phase {
+	case phaseSyncing:
+		return Snapshot
+	case phaseLive:
+		return Stream
+	}
+	return Probe
+}
+
+// Welcomed says whether Welcome was called.
+func (d *Delivery) Welcomed() bool { return d.phase != phaseWaiting }
+
+// Asked says whether it is known, or asked for, what the edge holds.
+func (d *Delivery) Asked() bool { return d.phase >= phaseInventory }
+
+// Complete says that all that the edge must hold is known.
+func (d *Delivery) Complete() bool { return d.want != nil && d.want.Complete() }
+
+// Sent is how many objects the edge holds once it has applied all that was sent,
+// and in how many Changes.
+func (d *Delivery) Sent() (objects int, changes uint64) { return len(d.have), d.seq }
+
+// Clone is an independent copy that shares what never changes.
+func (d *Delivery) Clone() *Delivery {
+	c := *d
+	c.have, c.gone = maps.Clone(d.have), maps.Clone(d.gone)
+	c.sizes, c.items = slices.Clone(d.sizes), slices.Clone(d.items)
+	return &c
 }

@@ -1,4 +1,4 @@
-package hub
+package delivery
 
 import (
 	"fmt"
@@ -29,7 +29,7 @@ type model struct {
 	expected uint64                     // the next Changes of this session
 
 	calm bool      // nothing breaks any more
-	hub  *delivery // nil: no session
+	hub  *Delivery // nil: no session
 	down []*wire.HubMessage
 	up   []*wire.EdgeMessage
 }
@@ -125,7 +125,7 @@ func (m *model) look(all bool) {
 	}
 	m.wanted = w
 	if m.hub != nil {
-		m.hub.wanted(w)
+		m.hub.Wanted(w)
 	}
 }
 
@@ -133,7 +133,7 @@ func (m *model) look(all bool) {
 func (m *model) confirm(refs []*wire.ObjectRef) {
 	for _, ref := range refs {
 		if id := roster.IDOf(ref); m.truth[id] == nil && m.rand.IntN(3) > 0 {
-			m.hub.confirmed(id)
+			m.hub.Confirmed(id)
 		}
 	}
 }
@@ -143,11 +143,11 @@ func (m *model) connect() {
 	for _, o := range m.edge {
 		refs = append(refs, o.Ref)
 	}
-	m.hub, m.down, m.up, m.expected = newDelivery(wire.Digest(refs)), nil, nil, 1
+	m.hub, m.down, m.up, m.expected = New(wire.Digest(refs)), nil, nil, 1
 	if m.wanted != nil {
-		m.hub.wanted(m.wanted)
+		m.hub.Wanted(m.wanted)
 	}
-	m.hub.welcome()
+	m.hub.Welcome()
 }
 
 // cut drops the line with all that is under way.
@@ -160,7 +160,7 @@ func (m *model) step() {
 	}
 	switch m.rand.IntN(3) {
 	case 0:
-		msg, unconfirmed, err := m.hub.next()
+		msg, unconfirmed, err := m.hub.Next()
 		if err != nil {
 			m.t.Fatal(err)
 		}
@@ -185,9 +185,9 @@ func (m *model) step() {
 		m.up = m.up[1:]
 		var err error
 		if i := msg.GetInventory(); i != nil {
-			err = m.hub.inventory(i)
+			err = m.hub.Inventory(i)
 		} else {
-			err = m.hub.ack(msg.GetAck().GetSeq())
+			err = m.hub.Ack(msg.GetAck().GetSeq())
 		}
 		if err != nil {
 			m.t.Fatal(err)
@@ -285,7 +285,7 @@ func (m *model) settle(seed uint64) {
 		}
 		m.step()
 	}
-	if !m.hub.settled() {
+	if !m.hub.Settled() {
 		m.t.Fatalf("seed %d: the session has not settled: phase %d, sent %d, acknowledged %d", seed, m.hub.phase, m.hub.seq, m.hub.acked)
 	}
 	for id, item := range m.truth {
