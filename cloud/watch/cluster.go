@@ -1,28 +1,29 @@
 // Package watch follows the apiserver: pods that are bound to nodes, nodes, and
-// the mere existence and versions of ConfigMaps and Secrets. It owns the
-// informers, tells a follower when something of its node has changed, and works
-// out what that node must hold (with cloud/roster), reading referenced objects
-// in the node's own name. cloud/hub, cloud/report and cloud/autonomy read from
-// it. It never writes, and it never takes a failed read for an absence.
+// the versions of ConfigMaps and Secrets. It owns one watch of each for all nodes
+// of this hub, keeps only what belongs to nodes that somebody follows
+// (keps/0012-cost-at-the-apiserver.md), tells a follower when something of its
+// node has changed, and works out what that node must hold (with cloud/roster),
+// reading referenced objects in the node's own name. cloud/hub reads from it;
+// cloud/autonomy looks at what passes by. It never writes, and it never takes a
+// failed read, or what it has not read yet, for an absence.
 package watch
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 	"weak"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
-	coreinformers "k8s.io/client-go/informers/core/v1"
-	"k8s.io/client-go/informers/internalinterfaces"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
-	"k8s.io/client-go/metadata/metadatainformer"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/holdfast-edge/holdfast/cloud/roster"
@@ -37,107 +38,137 @@ type Options struct {
 	Log      *slog.Logger
 }
 
-// Cluster is the informers.
+// Cluster is what is known of the cluster.
 type Cluster struct {
 	client, asNode kubernetes.Interface
 	log            *slog.Logger
-	pods, nodes    cache.SharedIndexInformer
-	metas          map[wire.Kind]cache.SharedIndexInformer
-	reads          chan struct{} // one slot for each read that may run at a time
+	pods           *shelved[keptPod]
+	nodes          *shelved[keptNode]
+	configMaps     *marks
+	secrets        *marks
+	streams        []*stream
+	acquired       chan struct{} // one slot for each read that may run at a time
+	loads, reads   atomic.Uint64
+
+	onPod  []func(*corev1.Pod) // set before Run
+	onNode []func(n *corev1.Node, gone bool)
 
 	mu        sync.Mutex
 	followers map[string][]chan struct{}
-	failing   map[string]bool                          // informers that cannot reach the apiserver
-	shared    map[roster.Key]weak.Pointer[roster.Item] // what some node holds of an object
-}
 
-// Indexes of the pod informer.
-const (
-	byNode      = "node"
-	byReference = "reference"
-)
+	sharing sync.Mutex
+	shared  map[roster.Key]weak.Pointer[roster.Item] // what some node holds of an object
+}
 
 // maxReads bounds the live reads of all nodes together.
 const maxReads = 32
 
-// New makes the informers; Run starts them.
+// New makes a Cluster; Run starts it.
 func New(o Options) (*Cluster, error) {
 	c := &Cluster{
 		client: o.Client, asNode: o.AsNode, log: o.Log,
-		reads:     make(chan struct{}, maxReads),
+		acquired:  make(chan struct{}, maxReads),
 		followers: make(map[string][]chan struct{}),
-		failing:   make(map[string]bool),
 		shared:    make(map[roster.Key]weak.Pointer[roster.Item]),
 	}
-	indexers := cache.Indexers{byNode: podNode, byReference: podReferences}
-	c.pods = coreinformers.NewFilteredPodInformer(o.Client, metav1.NamespaceAll, 0, indexers, bound())
-	c.nodes = coreinformers.NewNodeInformer(o.Client, 0, cache.Indexers{})
-	c.metas = map[wire.Kind]cache.SharedIndexInformer{
-		wire.Kind_KIND_CONFIG_MAP: metadatainformer.NewFilteredMetadataInformer(o.Metadata,
-			corev1.SchemeGroupVersion.WithResource("configmaps"), metav1.NamespaceAll, 0, cache.Indexers{}, nil).Informer(),
-		wire.Kind_KIND_SECRET: metadatainformer.NewFilteredMetadataInformer(o.Metadata,
-			corev1.SchemeGroupVersion.WithResource("secrets"), metav1.NamespaceAll, 0, cache.Indexers{}, nil).Informer(),
-	}
-	setup := []struct {
-		name      string
-		informer  cache.SharedIndexInformer
-		transform cache.TransformFunc
-		changed   func(obj any)
-	}{
-		{"pods", c.pods, trimPod, c.podChanged},
-		{"nodes", c.nodes, trimNode, c.nodeChanged},
-		{"configmaps", c.metas[wire.Kind_KIND_CONFIG_MAP], trimMetadata, c.metaChanged(wire.Kind_KIND_CONFIG_MAP)},
-		{"secrets", c.metas[wire.Kind_KIND_SECRET], trimMetadata, c.metaChanged(wire.Kind_KIND_SECRET)},
-	}
-	for _, s := range setup {
-		if err := errors.Join(s.informer.SetTransform(s.transform), s.informer.SetWatchErrorHandlerWithContext(c.watchFailed(s.name))); err != nil {
-			return nil, fmt.Errorf("set up the informer of %s: %w", s.name, err)
-		}
-		recovered := func() { c.watchRecovered(s.name) }
-		if _, err := s.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-			AddFunc:    func(obj any) { recovered(); s.changed(obj) },
-			UpdateFunc: func(_, obj any) { recovered(); s.changed(obj) },
-			DeleteFunc: func(obj any) {
-				if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
-					obj = gone.Obj
-				}
-				s.changed(obj)
-			},
-		}); err != nil {
-			return nil, fmt.Errorf("set up the informer of %s: %w", s.name, err)
-		}
-	}
+	c.pods = shelve(c, "pods", placePod, keepPod, func(node string) string {
+		return fields.OneTermEqualSelector("spec.nodeName", node).String()
+	})
+	c.nodes = shelve(c, "nodes", placeNode, keepNode, func(node string) string {
+		return fields.OneTermEqualSelector(metav1.ObjectNameField, node).String()
+	})
+	c.configMaps = newMarks(wire.Kind_KIND_CONFIG_MAP, c.signal, c.forget)
+	c.secrets = newMarks(wire.Kind_KIND_SECRET, c.signal, c.forget)
+	c.pods.stream = c.follow("pods", podSource(o.Client), passing{c.pods, c.podPasses})
+	c.nodes.stream = c.follow("nodes", nodeSource(o.Client), passing{c.nodes, c.nodePasses})
+	c.pods.tide, c.nodes.tide = newTide(c.pods.stream.source), newTide(c.nodes.stream.source)
+	c.follow("configmaps", metadataSource(o.Metadata, "configmaps"), c.configMaps)
+	c.follow("secrets", metadataSource(o.Metadata, "secrets"), c.secrets)
 	return c, nil
 }
 
-func bound() internalinterfaces.TweakListOptionsFunc {
-	selector := fields.OneTermNotEqualSelector("spec.nodeName", "").String()
-	return func(o *metav1.ListOptions) { o.FieldSelector = selector }
+func shelve[T any](c *Cluster, kind string, place func(runtime.Object) (string, string, string), keep func(runtime.Object, *T) (*T, error), selector func(string) string) *shelved[T] {
+	failed := func(node, key string, err error) {
+		c.log.Error("an object cannot be kept", "node", node, "object", key, "err", err)
+	}
+	return &shelved[T]{cluster: c, selector: selector, shelf: &shelf[T]{
+		kind: kind, place: place, keep: keep, changed: c.signal, failed: failed, nodes: make(map[string]*lot[T]),
+	}}
 }
 
-// Run runs the informers until ctx ends.
+func (c *Cluster) follow(name string, from source, to sink) *stream {
+	s := &stream{name: name, source: from, sink: to, log: c.log, wait: firstWait}
+	c.streams = append(c.streams, s)
+	return s
+}
+
+// podSource lists and watches the pods that are bound to nodes.
+func podSource(client kubernetes.Interface) source {
+	pods, bound := client.CoreV1().Pods(metav1.NamespaceAll), fields.OneTermNotEqualSelector("spec.nodeName", "").String()
+	return &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			if o.FieldSelector == "" {
+				o.FieldSelector = bound
+			}
+			return pods.List(ctx, o)
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.FieldSelector = bound
+			return pods.Watch(ctx, o)
+		},
+	}
+}
+
+func nodeSource(client kubernetes.Interface) source {
+	nodes := client.CoreV1().Nodes()
+	return &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return nodes.List(ctx, o) },
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			return nodes.Watch(ctx, o)
+		},
+	}
+}
+
+func metadataSource(client metadata.Interface, resource string) source {
+	all := client.Resource(corev1.SchemeGroupVersion.WithResource(resource))
+	return &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return all.List(ctx, o) },
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			return all.Watch(ctx, o)
+		},
+	}
+}
+
+// passing lets somebody see what comes by before it is kept or dropped.
+type passing struct {
+	sink
+	pass func(obj runtime.Object, gone bool)
+}
+
+func (p passing) event(obj runtime.Object, gone bool) {
+	p.pass(obj, gone)
+	p.sink.event(obj, gone)
+}
+
+func (p passing) listed(obj runtime.Object, gone bool) {
+	p.pass(obj, gone)
+	p.sink.listed(obj, gone)
+}
+
+// Run follows the cluster until ctx ends.
 func (c *Cluster) Run(ctx context.Context) error {
 	var all sync.WaitGroup
-	for _, i := range c.informers() {
-		all.Go(func() { i.RunWithContext(ctx) })
+	for _, s := range c.streams {
+		all.Go(func() { s.run(ctx) })
 	}
-	all.Go(func() {
-		if c.WaitSynced(ctx) == nil {
-			c.log.Info("the cluster's objects are known", "pods", len(c.pods.GetStore().ListKeys()), "nodes", len(c.nodes.GetStore().ListKeys()))
-		}
-	})
 	all.Wait()
 	return nil
 }
 
-func (c *Cluster) informers() []cache.SharedIndexInformer {
-	return []cache.SharedIndexInformer{c.pods, c.nodes, c.metas[wire.Kind_KIND_CONFIG_MAP], c.metas[wire.Kind_KIND_SECRET]}
-}
-
-// Synced says that every informer has read everything once.
+// Synced says that nothing which changes from now on is missed.
 func (c *Cluster) Synced() bool {
-	for _, i := range c.informers() {
-		if !i.HasSynced() {
+	for _, s := range c.streams {
+		if !s.synced.Load() {
 			return false
 		}
 	}
@@ -146,89 +177,112 @@ func (c *Cluster) Synced() bool {
 
 // WaitSynced waits for Synced.
 func (c *Cluster) WaitSynced(ctx context.Context) error {
-	for _, i := range c.informers() {
-		if !cache.WaitForCacheSync(ctx.Done(), i.HasSynced) {
-			return fmt.Errorf("wait for the cluster's objects: %w", context.Cause(ctx))
-		}
+	if !cache.WaitForCacheSync(ctx.Done(), c.Synced) {
+		return fmt.Errorf("wait until the cluster is followed: %w", context.Cause(ctx))
 	}
 	return nil
 }
 
-// Pods returns the pods bound to a node, terminal ones too. They are the
-// informer's and must not be changed; their status is trimmed (see trimPod).
+// Pods returns the pods bound to a followed node, terminal ones too, as far as
+// they are known. They are without what roster.Pod leaves out; of the status
+// there are phase and conditions.
 func (c *Cluster) Pods(node string) ([]*corev1.Pod, error) {
-	objs, err := c.pods.GetIndexer().ByIndex(byNode, node)
-	if err != nil {
-		return nil, fmt.Errorf("look up the pods of node %s: %w", node, err)
-	}
-	pods := make([]*corev1.Pod, 0, len(objs))
-	for _, o := range objs {
-		if p, ok := o.(*corev1.Pod); ok {
-			pods = append(pods, p)
+	kept, _ := c.pods.get(node)
+	pods := make([]*corev1.Pod, 0, len(kept))
+	for _, k := range kept {
+		p, err := k.pod()
+		if err != nil {
+			return nil, fmt.Errorf("pods of node %s: %w", node, err)
 		}
+		pods = append(pods, p)
 	}
 	return pods, nil
 }
 
-// Pod returns a pod of the informer, or nil.
-func (c *Cluster) Pod(namespace, name string) *corev1.Pod {
-	obj, _, _ := c.pods.GetStore().GetByKey(namespace + "/" + name)
-	p, _ := obj.(*corev1.Pod)
-	return p
-}
-
-// Node returns a node of the informer, or nil. Its status is trimmed.
+// Node returns the Node of a followed node, or nil. Of its status there are the
+// conditions.
 func (c *Cluster) Node(name string) *corev1.Node {
-	obj, _, _ := c.nodes.GetStore().GetByKey(name)
-	n, _ := obj.(*corev1.Node)
-	return n
+	kept, _ := c.nodes.get(name)
+	for _, k := range kept {
+		n, err := k.node()
+		if err == nil {
+			return n
+		}
+		c.log.Error("a node that is kept cannot be read", "node", name, "err", err)
+	}
+	return nil
 }
 
-// OnPod calls f for every pod that appears or changes; f must not block.
-func (c *Cluster) OnPod(f func(*corev1.Pod)) error {
-	_, err := c.pods.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(o any) { call(o, f) },
-		UpdateFunc: func(_, o any) { call(o, f) },
-	})
-	return err
+// OnPod calls f for every bound pod of the cluster that appears or changes, or is
+// listed after a break. f must not block; what it is given is its own. It is for
+// use before Run.
+func (c *Cluster) OnPod(f func(*corev1.Pod)) { c.onPod = append(c.onPod, f) }
+
+// OnNode is OnPod for nodes; it tells of deletions, too, but for those in a break.
+func (c *Cluster) OnNode(f func(n *corev1.Node, gone bool)) { c.onNode = append(c.onNode, f) }
+
+func (c *Cluster) podPasses(obj runtime.Object, gone bool) {
+	if p, ok := obj.(*corev1.Pod); ok && !gone {
+		for _, f := range c.onPod {
+			f(p)
+		}
+	}
 }
 
-// OnNode calls f for every node that appears or changes; f must not block.
-func (c *Cluster) OnNode(f func(*corev1.Node)) error {
-	_, err := c.nodes.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(o any) { call(o, f) },
-		UpdateFunc: func(_, o any) { call(o, f) },
-	})
-	return err
-}
-
-func call[T any](obj any, f func(T)) {
-	if t, ok := obj.(T); ok {
-		f(t)
+func (c *Cluster) nodePasses(obj runtime.Object, gone bool) {
+	if n, ok := obj.(*corev1.Node); ok {
+		for _, f := range c.onNode {
+			f(n, gone)
+		}
 	}
 }
 
 // Follow returns a channel (capacity 1) that is signalled when something that
-// a node must hold may have changed, and a function that ends it. A node that
-// nobody follows costs nothing but its objects.
+// a node must hold may have changed, and a function that ends it. What is known
+// of a node is kept as long as somebody follows it; its Resolver reads it first.
 func (c *Cluster) Follow(node string) (changed <-chan struct{}, stop func()) {
 	ch := make(chan struct{}, 1)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if len(c.followers[node]) == 0 {
+		c.pods.follow(node)
+		c.nodes.follow(node)
+	}
 	c.followers[node] = append(c.followers[node], ch)
-	return ch, func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		var rest []chan struct{}
-		for _, f := range c.followers[node] {
-			if f != ch {
-				rest = append(rest, f)
-			}
-		}
-		if c.followers[node] = rest; len(rest) == 0 {
-			delete(c.followers, node)
+	return ch, sync.OnceFunc(func() { c.unfollow(node, ch) })
+}
+
+func (c *Cluster) unfollow(node string, ch chan struct{}) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var rest []chan struct{}
+	for _, f := range c.followers[node] {
+		if f != ch {
+			rest = append(rest, f)
 		}
 	}
+	if c.followers[node] = rest; len(rest) > 0 {
+		return
+	}
+	delete(c.followers, node)
+	c.pods.drop(node)
+	c.nodes.drop(node)
+	c.configMaps.drop(node)
+	c.secrets.drop(node)
+}
+
+// refer marks what a followed node refers to, and returns what was last seen of
+// each object.
+func (c *Cluster) refer(node string, keys map[roster.Key]bool) (seen map[roster.Key]string, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.followers[node]) == 0 {
+		return nil, errNotFollowed
+	}
+	seen = make(map[roster.Key]string, len(keys))
+	c.configMaps.refer(node, keys, seen)
+	c.secrets.refer(node, keys, seen)
+	return seen, nil
 }
 
 func (c *Cluster) signal(node string) {
@@ -242,66 +296,15 @@ func (c *Cluster) signal(node string) {
 	}
 }
 
-func (c *Cluster) podChanged(obj any) {
-	call(obj, func(p *corev1.Pod) { c.signal(p.Spec.NodeName) })
-}
-
-func (c *Cluster) nodeChanged(obj any) {
-	call(obj, func(n *corev1.Node) { c.signal(n.Name) })
-}
-
-func (c *Cluster) metaChanged(kind wire.Kind) func(any) {
-	return func(obj any) {
-		call(obj, func(m *metav1.PartialObjectMetadata) {
-			key := roster.Key{Kind: kind, Namespace: m.Namespace, Name: m.Name}
-			pods, err := c.pods.GetIndexer().ByIndex(byReference, key.String())
-			if err != nil {
-				c.log.Error("look up the pods that refer to an object", "object", key.String(), "err", err)
-			}
-			for _, p := range pods {
-				c.podChanged(p)
-			}
-			if len(pods) == 0 {
-				c.forget(key)
-			}
-		})
-	}
-}
-
-// watchFailed and watchRecovered log the transitions of each informer.
-func (c *Cluster) watchFailed(name string) cache.WatchErrorHandlerWithContext {
-	return func(ctx context.Context, r *cache.Reflector, err error) {
-		if ctx.Err() != nil {
-			return
-		}
-		c.mu.Lock()
-		was := c.failing[name]
-		c.failing[name] = true
-		c.mu.Unlock()
-		if !was {
-			c.log.Warn("cannot follow the cluster; what nodes hold stays as it is", "objects", name, "err", err)
-		}
-	}
-}
-
-func (c *Cluster) watchRecovered(name string) {
-	c.mu.Lock()
-	was := c.failing[name]
-	delete(c.failing, name)
-	c.mu.Unlock()
-	if was {
-		c.log.Info("following the cluster again", "objects", name)
-	}
-}
-
 // readTimeout bounds one live read.
 const readTimeout = 10 * time.Second
 
 // acquire takes a slot for a live read.
 func (c *Cluster) acquire(ctx context.Context) (release func(), err error) {
 	select {
-	case c.reads <- struct{}{}:
-		return func() { <-c.reads }, nil
+	case c.acquired <- struct{}{}:
+		c.reads.Add(1)
+		return func() { <-c.acquired }, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}

@@ -8,9 +8,7 @@ import (
 	"time"
 	"weak"
 
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/holdfast-edge/holdfast/cloud/asnode"
@@ -30,7 +28,6 @@ type resolver struct {
 	cluster *Cluster
 	node    string
 	read    map[roster.Key]*reading
-	pods    map[roster.ID]podItem
 	now     func() time.Time
 }
 
@@ -38,43 +35,48 @@ type resolver struct {
 type reading struct {
 	item    *roster.Item // nil: not there, or never read
 	version string       // resource version of what was read; "" for absent
-	seen    string       // what the metadata informer said when it was read
+	seen    string       // what the watch had last said before it was read
 	known   bool         // false: reading it fails, as err says
 	err     error
 	since   time.Time // of the first failure
 }
 
-type podItem struct {
-	version string
-	item    *roster.Item
-}
-
 // Resolver returns a function that works out what a node must hold now; one
 // goroutine may call it at a time. Objects that cannot be read are in Unknown;
 // the error then says why for one of them, and the function is to be called
-// again after a while. A nil Wanted means that nothing at all is known.
+// again after a while. A nil Wanted means that nothing at all is known. The node
+// must be followed.
 func (c *Cluster) Resolver(node string) func(context.Context) (*roster.Wanted, error) {
-	r := &resolver{cluster: c, node: node, read: make(map[roster.Key]*reading), pods: make(map[roster.ID]podItem), now: time.Now}
+	r := &resolver{cluster: c, node: node, read: make(map[roster.Key]*reading), now: time.Now}
 	return r.resolve
 }
 
 func (r *resolver) resolve(ctx context.Context) (*roster.Wanted, error) {
-	if !r.cluster.Synced() {
-		return nil, errors.New("the cluster's objects are not known yet")
+	c := r.cluster
+	if !c.Synced() {
+		return nil, errors.New("the cluster is not followed yet")
 	}
-	pods, err := r.cluster.Pods(r.node)
-	if err != nil {
+	if err := c.load(ctx, r.node); err != nil {
 		return nil, err
+	}
+	pods, known := c.pods.get(r.node)
+	nodes, also := c.nodes.get(r.node)
+	if !known || !also {
+		return nil, fmt.Errorf("objects of node %s: %w", r.node, errStale)
 	}
 	refs := make(map[roster.Key]bool)
 	for _, p := range pods {
-		if !roster.Terminal(p) {
-			for _, k := range roster.References(p) {
+		if !p.terminal {
+			for _, k := range p.refs {
 				refs[k] = true
 			}
 		}
 	}
-	err = r.readAll(ctx, refs)
+	seen, err := c.refer(r.node, refs)
+	if err != nil {
+		return nil, err
+	}
+	err = r.readAll(ctx, refs, seen)
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
@@ -91,46 +93,41 @@ func (r *resolver) resolve(ctx context.Context) (*roster.Wanted, error) {
 			w.Unknown[k] = true
 		}
 	}
-	if n := r.cluster.Node(r.node); n != nil {
-		item, err := roster.Node(n)
-		if err != nil {
-			return nil, err
-		}
-		w.Items[roster.IDOf(item.Ref)] = item
+	for _, n := range nodes {
+		w.Items[roster.IDOf(n.item.Ref)] = n.item
 	}
-	return w, errors.Join(err, r.addPods(w, pods))
+	r.addPods(w, pods)
+	return w, err
 }
 
-func (r *resolver) addPods(w *roster.Wanted, pods []*corev1.Pod) error {
-	now := make(map[roster.ID]podItem, len(pods))
+func (r *resolver) addPods(w *roster.Wanted, pods []*keptPod) {
 	for _, p := range pods {
-		id := roster.ID{Kind: wire.Kind_KIND_POD, UID: string(p.UID)}
-		was, ok := r.pods[id]
-		if !ok || was.version != p.ResourceVersion {
-			item, err := roster.Pod(p)
-			if err != nil {
-				return err
-			}
-			was = podItem{p.ResourceVersion, item}
-		}
-		now[id] = was
-		w.Items[id] = was.item
-		w.Terminal[id] = roster.Terminal(p)
-		for _, k := range roster.References(p) {
+		id := roster.IDOf(p.item.Ref)
+		w.Items[id] = p.item
+		w.Terminal[id] = p.terminal
+		for _, k := range p.refs {
 			if got := r.read[k]; got != nil && !got.known && got.item == nil && r.now().Sub(got.since) < holdBack {
 				w.Held[id] = true
 			}
 		}
 	}
-	r.pods = now
-	return nil
+}
+
+// current says that nothing has come by since the object was read: nothing at
+// all, or only what is not newer than what was read.
+func (g *reading) current(seen string) bool {
+	if !g.known {
+		return false
+	}
+	cmp, ok := order(seen, g.version)
+	return seen == g.seen || ok && cmp <= 0
 }
 
 // parallelReads bounds the reads of one node.
 const parallelReads = 4
 
 // readAll reads what is new or has changed, and forgets what nobody refers to.
-func (r *resolver) readAll(ctx context.Context, refs map[roster.Key]bool) error {
+func (r *resolver) readAll(ctx context.Context, refs map[roster.Key]bool, seen map[roster.Key]string) error {
 	for k := range r.read {
 		if !refs[k] {
 			delete(r.read, k)
@@ -148,14 +145,13 @@ func (r *resolver) readAll(ctx context.Context, refs map[roster.Key]bool) error 
 			was = &reading{}
 			r.read[k] = was
 		}
-		seen := r.cluster.metaVersion(k)
-		if was.known && (seen == was.seen || seen == was.version) {
+		if was.current(seen[k]) {
 			continue
 		}
 		slots <- struct{}{}
 		all.Go(func() {
 			defer func() { <-slots }()
-			if err := r.readOne(ctx, k, was, seen); err != nil {
+			if err := r.readOne(ctx, k, was, seen[k]); err != nil {
 				mu.Lock()
 				defer mu.Unlock()
 				first = err
@@ -183,20 +179,6 @@ func (r *resolver) readOne(ctx context.Context, k roster.Key, into *reading, see
 		return fmt.Errorf("read %s as node %s: %w", k, r.node, err)
 	}
 	return nil
-}
-
-// metaVersion is the version of an object as the metadata informer knows it,
-// "" if it knows none.
-func (c *Cluster) metaVersion(k roster.Key) string {
-	obj, ok, err := c.metas[k.Kind].GetStore().GetByKey(k.Namespace + "/" + k.Name)
-	if err != nil || !ok {
-		return ""
-	}
-	m, err := meta.Accessor(obj)
-	if err != nil {
-		return ""
-	}
-	return m.GetResourceVersion()
 }
 
 // fetch reads a ConfigMap or Secret from the apiserver in the node's name.
@@ -237,8 +219,8 @@ func (c *Cluster) fetch(ctx context.Context, node string, k roster.Key) (*roster
 // share returns one item for all nodes that hold the same version of an object.
 // A node comes here only with what it was allowed to read itself.
 func (c *Cluster) share(k roster.Key, item *roster.Item) *roster.Item {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.sharing.Lock()
+	defer c.sharing.Unlock()
 	if was := c.shared[k].Value(); was != nil && string(was.Ref.Version) == string(item.Ref.Version) && was.Ref.Uid == item.Ref.Uid {
 		return was
 	}
@@ -247,8 +229,8 @@ func (c *Cluster) share(k roster.Key, item *roster.Item) *roster.Item {
 }
 
 func (c *Cluster) forget(k roster.Key) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.sharing.Lock()
+	defer c.sharing.Unlock()
 	delete(c.shared, k)
 }
 

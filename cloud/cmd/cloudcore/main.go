@@ -98,7 +98,7 @@ func serve(ctx context.Context, cfg config.Cloud, log *slog.Logger) error {
 	}
 	reports := report.New(report.Options{Client: clients.own, AsNode: clients.asNode, Hub: hubName(cfg), Log: log})
 	nodes := hub.New(hub.Options{Cluster: cluster, Reports: reports, Log: log, Version: version})
-	keeper := autonomy.New(clients.own, cluster, log)
+	keeper := autonomy.New(autonomy.Options{Client: clients.own, Cluster: cluster, Log: log, Hub: hubName(cfg)})
 	joins := enroll.New(enroll.Options{Client: clients.own, CA: self.CA(), Log: log})
 	acceptor, links, err := door.accept(link.AcceptOptions{Timing: link.Timing{KeepAlive: cfg.KeepAlive.Duration, UserTimeout: cfg.LineTimeout.Duration}, Log: log}, self)
 	if err != nil {

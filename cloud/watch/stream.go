@@ -1,0 +1,341 @@
+package watch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+)
+
+// source lists and watches one kind of object; client-go's ListWatch is one.
+type source interface {
+	ListWithContext(ctx context.Context, o metav1.ListOptions) (runtime.Object, error)
+	WatchWithContext(ctx context.Context, o metav1.ListOptions) (watch.Interface, error)
+}
+
+// sink takes what a stream brings, from one goroutine and in order.
+type sink interface {
+	// started: every change after version will be told.
+	started(version string)
+	// event is one change.
+	event(obj runtime.Object, gone bool)
+	// reached: nothing at or below version is still to come.
+	reached(version string)
+	// relisting: changes were missed; listed tells all objects that there are,
+	// then relisted says that this was all, as of version. A further relisting
+	// starts anew. anew says that the versions have gone back: the cluster was
+	// restored, and what it said before counts no more.
+	relisting()
+	listed(obj runtime.Object, gone bool)
+	relisted(version string, anew bool)
+}
+
+// stream keeps one watch of one kind open for as long as it runs. It starts where
+// the cluster is, with a list of a single object: what was there before is read
+// node by node. Only after a break that the server cannot bridge does it list
+// everything, streamed or in pages, and never holds more of that than the sink
+// keeps.
+type stream struct {
+	name   string
+	source source
+	sink   sink
+	log    *slog.Logger
+	wait   time.Duration // first wait after a failure; doubles up to maxWait
+
+	at   string // Run's: the version up to which the sink knows everything
+	lost bool   // Run's: the server cannot go on from there
+
+	mu      sync.Mutex
+	restart context.CancelCauseFunc // of the watch that runs
+
+	up, synced                  atomic.Bool
+	events, relists, interrupts atomic.Uint64
+}
+
+const (
+	firstWait = 200 * time.Millisecond
+	maxWait   = 10 * time.Second
+	pageSize  = 500
+	// A watch that the server does not end by then may hang.
+	watchFor = 5 * time.Minute
+	// shortWatch is a watch that ends before it has told anything.
+	shortWatch = time.Second
+)
+
+// errRestored ends a watch because the cluster's versions have gone back.
+var errRestored = errors.New("the cluster was restored from an earlier state")
+
+// run follows the source until ctx ends.
+func (s *stream) run(ctx context.Context) {
+	wait := s.wait
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := s.step(ctx)
+		if time.Since(began) > time.Minute {
+			wait = s.wait
+		}
+		if err == nil || ctx.Err() != nil {
+			continue
+		}
+		s.interrupts.Add(1)
+		if s.up.Swap(false) || wait == s.wait {
+			s.log.Warn("cannot follow the cluster; what nodes hold stays as it is", "objects", s.name, "err", err)
+		}
+		// Half of the wait is random, so that hubs do not come back as one.
+		select {
+		case <-time.After(wait/2 + rand.N(wait/2+1)):
+		case <-ctx.Done():
+		}
+		wait = min(2*wait, maxWait)
+	}
+	s.up.Store(false)
+}
+
+// step does what is to be done next and returns when that has ended.
+func (s *stream) step(ctx context.Context) error {
+	if s.at == "" {
+		version, err := position(ctx, s.source)
+		if err != nil {
+			return fmt.Errorf("find where the cluster's %s are: %w", s.name, err)
+		}
+		s.at = version
+		s.sink.started(version)
+		s.synced.Store(true)
+	}
+	if s.lost {
+		return s.relist(ctx)
+	}
+	seconds := int64((watchFor + rand.N(watchFor)).Seconds())
+	w, err := s.watch(ctx, metav1.ListOptions{ResourceVersion: s.at, AllowWatchBookmarks: true, TimeoutSeconds: &seconds})
+	if err != nil {
+		return err
+	}
+	return s.consume(ctx, w)
+}
+
+// position asks for the version at which the cluster is now: a read that is never
+// served from a cache that lags.
+func position(ctx context.Context, from source) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	list, err := from.ListWithContext(ctx, metav1.ListOptions{Limit: 1})
+	if err != nil {
+		return "", err
+	}
+	return listVersion(list)
+}
+
+func listVersion(list runtime.Object) (string, error) {
+	l, err := meta.ListAccessor(list)
+	if err != nil {
+		return "", err
+	}
+	if l.GetResourceVersion() == "" {
+		return "", errors.New("the apiserver answers a list without a resource version")
+	}
+	return l.GetResourceVersion(), nil
+}
+
+// again makes the stream list everything, because the cluster was restored.
+func (s *stream) again() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.restart != nil {
+		s.restart(errRestored)
+	}
+}
+
+// watch opens a watch; one that the server cannot serve marks the stream as lost.
+func (s *stream) watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+	w, err := s.source.WatchWithContext(ctx, o)
+	if err != nil {
+		return nil, s.failed(err)
+	}
+	return w, nil
+}
+
+func (s *stream) failed(err error) error {
+	if apierrors.IsResourceExpired(err) || apierrors.IsGone(err) || tooLarge(err) {
+		s.lost = true
+	}
+	return fmt.Errorf("watch %s: %w", s.name, err)
+}
+
+// tooLarge says that a server has not come as far as the version asked for, or
+// never will.
+func tooLarge(err error) bool {
+	return apierrors.HasStatusCause(err, metav1.CauseTypeResourceVersionTooLarge)
+}
+
+// running says that a watch is open.
+func (s *stream) running() {
+	if !s.up.Swap(true) && s.interrupts.Load() > 0 {
+		s.log.Info("following the cluster again", "objects", s.name)
+	}
+}
+
+// consume hands on what a watch tells until it ends. The server ends each some
+// time, and the next one goes on where it stopped.
+func (s *stream) consume(ctx context.Context, w watch.Interface) error {
+	defer w.Stop()
+	s.running()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	s.mu.Lock()
+	s.restart = cancel
+	s.mu.Unlock()
+	began, told := time.Now(), 0
+	for {
+		select {
+		case <-ctx.Done():
+			if errors.Is(context.Cause(ctx), errRestored) {
+				s.lost = true
+				return fmt.Errorf("watch %s: %w", s.name, errRestored)
+			}
+			return nil
+		case e, ok := <-w.ResultChan():
+			if !ok {
+				if told == 0 && time.Since(began) < shortWatch {
+					return fmt.Errorf("watch %s: the apiserver ended it at once", s.name)
+				}
+				return nil
+			}
+			told++
+			version, err := s.versionOf(e)
+			if err != nil {
+				return err
+			}
+			s.events.Add(1)
+			if e.Type == watch.Bookmark {
+				s.sink.reached(version)
+			} else {
+				s.sink.event(e.Object, e.Type == watch.Deleted)
+			}
+			s.at = version
+		}
+	}
+}
+
+// versionOf is the version of an event, or what went wrong.
+func (s *stream) versionOf(e watch.Event) (string, error) {
+	if e.Type == watch.Error {
+		return "", s.failed(apierrors.FromObject(e.Object))
+	}
+	m, err := meta.Accessor(e.Object)
+	if err != nil {
+		return "", fmt.Errorf("watch %s: %w", s.name, err)
+	}
+	return m.GetResourceVersion(), nil
+}
+
+// relist tells the sink everything that there is, then goes on watching.
+func (s *stream) relist(ctx context.Context) error {
+	s.relists.Add(1)
+	version, w, err := s.streamed(ctx)
+	if unsupported(err) {
+		version, err = s.paged(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("list all %s: %w", s.name, err)
+	}
+	s.sink.relisted(version, older(version, s.at))
+	s.at, s.lost = version, false
+	if w == nil {
+		return nil
+	}
+	return s.consume(ctx, w)
+}
+
+// unsupported says that a server cannot stream what there is.
+func unsupported(err error) bool {
+	return apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) || apierrors.IsMethodNotSupported(err)
+}
+
+// streamed asks for a watch that begins with everything that there is: the server
+// sends it object by object from its cache.
+func (s *stream) streamed(ctx context.Context) (version string, w watch.Interface, err error) {
+	s.sink.relisting()
+	all, seconds := true, int64((watchFor + rand.N(watchFor)).Seconds())
+	w, err = s.source.WatchWithContext(ctx, metav1.ListOptions{
+		SendInitialEvents: &all, ResourceVersionMatch: metav1.ResourceVersionMatchNotOlderThan,
+		AllowWatchBookmarks: true, TimeoutSeconds: &seconds,
+	})
+	if err != nil {
+		return "", nil, err
+	}
+	defer func() {
+		if err != nil {
+			w.Stop()
+		}
+	}()
+	for {
+		select {
+		case <-ctx.Done():
+			return "", nil, context.Cause(ctx)
+		case e, ok := <-w.ResultChan():
+			switch {
+			case !ok:
+				return "", nil, errors.New("the apiserver ended the stream early")
+			case e.Type == watch.Error:
+				return "", nil, apierrors.FromObject(e.Object)
+			case e.Type != watch.Bookmark:
+				s.sink.listed(e.Object, e.Type == watch.Deleted)
+				continue
+			}
+			m, err := meta.Accessor(e.Object)
+			if err != nil {
+				return "", nil, err
+			}
+			if m.GetAnnotations()[metav1.InitialEventsAnnotationKey] == "true" {
+				return m.GetResourceVersion(), w, nil
+			}
+		}
+	}
+}
+
+// paged lists everything in pages, for servers that cannot stream.
+func (s *stream) paged(ctx context.Context) (version string, err error) {
+	s.sink.relisting()
+	o := metav1.ListOptions{Limit: pageSize}
+	for {
+		page, err := s.page(ctx, o)
+		if err != nil {
+			return "", err
+		}
+		if version, err = listVersion(page); err != nil {
+			return "", err
+		}
+		if err := meta.EachListItem(page, func(obj runtime.Object) error {
+			s.sink.listed(obj, false)
+			return nil
+		}); err != nil {
+			return "", err
+		}
+		l, err := meta.ListAccessor(page)
+		if err != nil {
+			return "", err
+		}
+		if o.Continue = l.GetContinue(); o.Continue == "" {
+			return version, nil
+		}
+	}
+}
+
+func (s *stream) page(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+	ctx, cancel := context.WithTimeout(ctx, pageTimeout)
+	defer cancel()
+	return s.source.ListWithContext(ctx, o)
+}
+
+// pageTimeout bounds one page of a list of everything.
+const pageTimeout = time.Minute
