@@ -27,6 +27,14 @@ import (
 // will not help.
 var ErrRefused = errors.New("the hub refused the connection")
 
+// ErrExpired is in the error of a Dial whose hub said that the node's
+// certificate has ended by the hub's clock; ErrRefused is there too. The old key
+// may still renew it.
+var ErrExpired = errors.New("the node's certificate has ended")
+
+// certificateExpired is the TLS alert of that name (RFC 8446, section 6).
+const certificateExpired = tls.AlertError(45)
+
 // DialOptions say how an edge reaches its hub.
 type DialOptions struct {
 	// Hubs are addresses (HOST:PORT) of one hub; each is tried in its order.
@@ -183,7 +191,7 @@ func (d *websocketDialer) attemptWebsocket(ctx context.Context, hub string, conf
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		return nil, refusal(err, response)
+		return nil, answered(err, response)
 	}
 	if candid != nil {
 		candid.accepted.Store(true)
@@ -192,8 +200,8 @@ func (d *websocketDialer) attemptWebsocket(ctx context.Context, hub string, conf
 	return newWebsocketConn(conn, peer{name: hub}, t, t.HubSilent, t.KeepAlive, websocket.PongMessage), nil
 }
 
-// refusal adds what the hub, or what stands in its place, answered.
-func refusal(err error, response *http.Response) error {
+// answered adds what the hub, or what stands in its place, answered.
+func answered(err error, response *http.Response) error {
 	if response == nil {
 		return err
 	}
@@ -219,11 +227,17 @@ func explainDial(err error, host string) error {
 		return fmt.Errorf("the hub's certificate comes from another CA than the one this node joined: if the hub was set up anew, run \"holdfast reset\" and join again: %w", err)
 	case errors.As(err, &noTLS):
 		return fmt.Errorf("%w: what answers there does not speak TLS; is it the hub's port? %w", ErrRefused, err)
+	case errors.As(err, &remote) && remote.Op == "remote error" && isAlert(remote.Err, certificateExpired):
+		return fmt.Errorf("%w: %w by the hub's clock: %w", ErrRefused, ErrExpired, err)
 	case errors.As(err, &remote) && remote.Op == "remote error":
 		return fmt.Errorf("%w: it does not accept this node's certificate; join the node again with \"holdfast join\": %w", ErrRefused, err)
 	}
 	return err
 }
+
+// isAlert tells an alert that crypto/tls received over TCP; its type there is not
+// exported, but it reads as the exported one does.
+func isAlert(err error, alert tls.AlertError) bool { return err != nil && err.Error() == alert.Error() }
 
 // dialTLS connects and completes the handshake, as gorilla's dialer would.
 func (d *websocketDialer) dialTLS(ctx context.Context, network, address string, config *tls.Config) (*tls.Conn, error) {

@@ -1,6 +1,7 @@
 package link
 
 import (
+	"bytes"
 	"context"
 	"net"
 	"time"
@@ -32,4 +33,49 @@ func WithoutHaste(d Dialer) Dialer {
 	auto := d.(*autoDialer)
 	auto.quic.(*quicDialer).Timing.Dial = auto.Timing.Dial
 	return d
+}
+
+// JudgeFrames takes frames of a peer's streams out of b, as a connection does, and
+// says how many bytes it would have answered with and how many of the peer's
+// streams are open in the end.
+func JudgeFrames(b []byte, accepting bool) (sent, open int, err error) {
+	m := &mux{c: new(websocketConn), first: 2, alive: make(map[uint32]*streamState)}
+	m.c.accepting.Store(accepting)
+	for len(b) > 0 {
+		n := min(len(b), frameHeader)
+		if n == frameHeader && b[1] == frameData {
+			n = int(min(uint64(len(b)), frameHeader+uint64(parseHeader(b).length)))
+		}
+		f, err := parseStreamFrame(b[:n])
+		if err != nil {
+			return sent, m.count(1), err
+		}
+		switch verdict, err := m.judge(f); {
+		case err != nil:
+			return sent, m.count(1), err
+		case verdict == refuse:
+			sent += len(refusal(f)) - 1
+		case verdict == pass:
+			m.finish(f)
+		}
+		b = b[n:]
+	}
+	return sent, m.count(1), nil
+}
+
+// ReadQUICMessages is what a connection over QUIC receives from that stream.
+func ReadQUICMessages(stream []byte) (messages [][]byte) {
+	r := bytes.NewReader(stream)
+	for {
+		m, err := readFramed(r, r.Read)
+		if err != nil {
+			return messages
+		}
+		messages = append(messages, m)
+	}
+}
+
+// AppendQUICMessage is what a connection over QUIC sends.
+func AppendQUICMessage(b, message []byte) []byte {
+	return append(appendLength(b, len(message)), message...)
 }

@@ -37,6 +37,15 @@ type Conn interface {
 	Issued() time.Time
 	// Transport names the transport: "websocket" or "quic".
 	Transport() string
+	// OpenStream opens a stream beside the messages and waits until the other side
+	// has taken it. Streams cost nothing while there are none. Over websocket they
+	// move only while somebody waits in Recv at both ends.
+	OpenStream(ctx context.Context) (Stream, error)
+	// AcceptStream waits for a stream which the other side opens. Until it is first
+	// called, and beyond MaxStreams, streams are refused (ErrNoStream).
+	AcceptStream(ctx context.Context) (Stream, error)
+	// Traffic is what the connection has moved so far.
+	Traffic() Traffic
 }
 
 // Dialer makes connections from the edge to the hub.

@@ -20,13 +20,14 @@ import (
 // QUICProtocol is the protocol's name in the TLS handshake (ALPN) of QUIC.
 const QUICProtocol = "holdfast/1"
 
-// Windows of a QUIC connection, in bytes: how much one side sends before the
-// other has read. A hub holds thousands of connections, an edge one.
+// Windows of a QUIC stream, in bytes: how much one side sends before the other has
+// read. A hub holds thousands of connections, an edge one. A connection's window
+// has room for all streams, so that one which nobody reads delays no other.
 const (
 	hubWindow    = 32 << 10
 	maxHubWindow = 256 << 10
 	edgeWindow   = 256 << 10
-	maxWindow    = 2 << 20
+	maxWindow    = 512 << 10
 )
 
 // lingerWait is how long a closed connection waits for the other side to have
@@ -48,27 +49,31 @@ const (
 	welcome = 1
 )
 
+// keepAliveSize is how many zeros an edge's keepalive has: with fewer, its packet
+// would be so small that a hub that was restarted may not answer with a stateless
+// reset, which must be smaller than what it answers (RFC 9000, section 10.3).
+const keepAliveSize = 17
+
 // quicConfig is the transport's configuration, nearly the same at both ends. Its
 // idle timeout is but the last resort, and wide, since the shorter of both sides
 // counts; quicConn notices a dead line and a silent peer itself. Without path
 // MTU discovery no large probes are spent on a metered line.
-func quicConfig(t Timing, window, maxWindow uint64) *quic.Config {
+func quicConfig(t Timing, window, maxWindow uint64, streams int64) *quic.Config {
 	return &quic.Config{
 		HandshakeIdleTimeout:           t.Dial,
 		MaxIdleTimeout:                 max(t.EdgeSilent, t.KeepAlive+t.UserTimeout) + time.Second,
 		InitialStreamReceiveWindow:     window,
-		InitialConnectionReceiveWindow: window,
+		InitialConnectionReceiveWindow: (MaxStreams + 1) * maxWindow,
 		MaxStreamReceiveWindow:         maxWindow,
-		MaxConnectionReceiveWindow:     maxWindow,
-		MaxIncomingStreams:             1,
+		MaxConnectionReceiveWindow:     (MaxStreams + 1) * maxWindow,
+		MaxIncomingStreams:             streams,
 		MaxIncomingUniStreams:          -1,
 		DisablePathMTUDiscovery:        true,
 	}
 }
 
 // quicConn is one end of a connection: one stream, on which each message follows
-// its length plus one as a varint, and
-// a zero alone is a keepalive. The goroutine in Recv owns the reading half;
+// its length plus one as a varint, and a zero in its place is a keepalive. The goroutine in Recv owns the reading half;
 // whoever holds writing owns the writing half; the rest is atomic or written once.
 type quicConn struct {
 	conn   *quic.Conn
@@ -79,12 +84,20 @@ type quicConn struct {
 	// silent.
 	silent time.Duration
 	onEnd  func(cause error, age time.Duration) // may be nil
+	// keepalive is what goes out when nothing was sent for a while.
+	keepalive []byte
+
+	buffer [keepAliveSize]byte // for the reader: a keepalive is read at once
+	ahead  []byte              // the part of buffer that is read ahead
 
 	writing chan struct{} // capacity 1: held by a Send
 	started time.Time     // base of heardAt and sentAt, with its monotonic clock
 	heardAt atomic.Int64  // nanoseconds after started
 	sentAt  atomic.Int64  // nanoseconds after started
 	heard   chan struct{}
+
+	streams quicStreams
+	gone    chan struct{} // closed when cause is set
 
 	ending sync.Mutex
 	cause  error       // why the connection ended; guarded by ending
@@ -99,11 +112,11 @@ type quicConn struct {
 	packets    uint64
 }
 
-// newQUICConn starts the keepalive: when nothing was sent for every, a zero goes
-// out. It needs no goroutine of its own while idle.
-func newQUICConn(conn *quic.Conn, stream *quic.Stream, peer peer, t Timing, silent, every time.Duration) *quicConn {
+// newQUICConn starts the keepalive: when nothing was sent for every, that many
+// zeros go out. It needs no goroutine of its own while idle.
+func newQUICConn(conn *quic.Conn, stream *quic.Stream, peer peer, t Timing, silent, every time.Duration, zeros int) *quicConn {
 	c := &quicConn{
-		conn: conn, stream: stream, peer: peer, timing: t, silent: silent,
+		conn: conn, stream: stream, peer: peer, timing: t, silent: silent, keepalive: make([]byte, zeros), gone: make(chan struct{}),
 		writing: make(chan struct{}, 1), heard: make(chan struct{}, 1), started: time.Now(),
 	}
 	c.touch()
@@ -120,7 +133,7 @@ func (c *quicConn) keepAlive(every time.Duration) {
 		idle = 0
 		select {
 		case c.writing <- struct{}{}:
-			err := c.writeChunk([]byte{0})
+			err := c.writeChunk(c.keepalive)
 			<-c.writing
 			if err != nil {
 				c.end(c.explain(err))
@@ -227,7 +240,7 @@ func (c *quicConn) closeWith(ctx context.Context) (stop func() bool) {
 func (c *quicConn) write(message []byte) error {
 	first := min(chunk, len(message))
 	b := make([]byte, 0, binary.MaxVarintLen32+first)
-	b = binary.AppendUvarint(b, uint64(len(message))+1)
+	b = appendLength(b, len(message))
 	if err := c.writeChunk(append(b, message[:first]...)); err != nil {
 		return err
 	}
@@ -270,49 +283,33 @@ func (c *quicConn) Recv(ctx context.Context) ([]byte, error) {
 	return message, nil
 }
 
-func (c *quicConn) read() ([]byte, error) {
-	var size uint64
-	for size == 0 { // zeros are keepalives
-		var err error
-		if size, err = binary.ReadUvarint(c); err != nil {
-			return nil, err
-		}
-	}
-	size--
-	if size > wire.MaxMessage {
-		return nil, ErrTooLarge
-	}
-	// The size is the peer's word: memory is given only as the bytes come.
-	message := make([]byte, 0, min(size, 512))
-	for uint64(len(message)) < size {
-		if len(message) == cap(message) {
-			message = append(message, 0)[:len(message)]
-		}
-		room := min(cap(message), int(size))
-		n, err := c.readSome(message[len(message):room])
-		message = message[:len(message)+n]
-		if uint64(len(message)) < size && err != nil {
-			return nil, err
-		}
-	}
-	return message, nil
-}
+func (c *quicConn) read() ([]byte, error) { return readFramed(c, c.readSome) }
 
-// ReadByte serves binary.ReadUvarint.
+// ReadByte serves readFramed.
 func (c *quicConn) ReadByte() (byte, error) {
-	var b [1]byte
-	for {
-		n, err := c.readSome(b[:])
-		if n == 1 {
-			return b[0], nil
-		}
-		if err != nil {
+	for len(c.ahead) == 0 {
+		n, err := c.receive(c.buffer[:])
+		c.ahead = c.buffer[:n]
+		if n == 0 && err != nil {
 			return 0, err
 		}
 	}
+	b := c.ahead[0]
+	c.ahead = c.ahead[1:]
+	return b, nil
 }
 
+// readSome reads what was read ahead, or from the stream.
 func (c *quicConn) readSome(b []byte) (int, error) {
+	if len(c.ahead) > 0 {
+		n := copy(b, c.ahead)
+		c.ahead = c.ahead[n:]
+		return n, nil
+	}
+	return c.receive(b)
+}
+
+func (c *quicConn) receive(b []byte) (int, error) {
 	if err := c.stream.SetReadDeadline(time.Now().Add(c.silent)); err != nil {
 		return 0, err
 	}
@@ -381,6 +378,10 @@ func (c *quicConn) stop(cause error) (first bool, why error) {
 		}
 	}
 	c.ending.Unlock()
+	if first {
+		close(c.gone)
+		c.endStreams()
+	}
 	if first && c.onEnd != nil {
 		c.onEnd(why, time.Since(c.started))
 	}
@@ -432,6 +433,13 @@ func (c *quicConn) LastHeard() time.Time {
 
 func (c *quicConn) Heard() <-chan struct{} { return c.heard }
 func (c *quicConn) Peer() string           { return c.peer.name }
+
+// Traffic is what the transport counted.
+func (c *quicConn) Traffic() Traffic {
+	s := c.conn.ConnectionStats()
+	header := headerUDP + headerIP(c.conn.RemoteAddr())
+	return Traffic{Sent: s.BytesSent + s.PacketsSent*header, Received: s.BytesReceived + s.PacketsReceived*header}
+}
 
 func (c *quicConn) Issued() time.Time  { return c.peer.issued }
 func (c *quicConn) RemoteAddr() string { return c.conn.RemoteAddr().String() }

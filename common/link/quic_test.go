@@ -60,7 +60,9 @@ func TestQUICConnectionOutlivesAnotherAddressOfTheEdge(t *testing.T) {
 func TestRestartedHubEndsOldQUICConnectionsAndTakesNewOnes(t *testing.T) {
 	ca := linktest.NewCA(t)
 	old := linktest.StartQUICHub(t, ca, quiet())
-	dialer := link.DialQUIC(old.DialOptions(t, "pi-1"))
+	o := old.DialOptions(t, "pi-1")
+	o.Timing.KeepAlive = 50 * time.Millisecond
+	dialer := link.DialQUIC(o)
 	edge, _ := connect(t, dialer, old.Hub)
 	old.Kill()
 	var hub *linktest.QUICHub
@@ -73,22 +75,10 @@ func TestRestartedHubEndsOldQUICConnectionsAndTakesNewOnes(t *testing.T) {
 		hub = linktest.StartQUICHubAt(t, ca, quiet(), old.Addr)
 		return true
 	})
-	// What the edge sends next is answered by a reset: with these timings it would
+	// The edge's next keepalive is answered by a reset: with these timings it would
 	// find out in two minutes otherwise.
-	ended := listen(t, edge)
-	for {
-		if err := edge.Send(patient(t), []byte("are you there?")); err != nil {
-			break
-		}
-		select {
-		case err := <-ended:
-			if !errors.Is(err, link.ErrClosed) {
-				t.Fatalf("Recv: %v, want ErrClosed", err)
-			}
-		case <-time.After(20 * time.Millisecond):
-			continue
-		}
-		break
+	if _, err := edge.Recv(patient(t)); !errors.Is(err, link.ErrClosed) {
+		t.Fatalf("Recv: %v, want ErrClosed", err)
 	}
 	again, far := connect(t, dialer, hub.Hub)
 	if err := again.Send(patient(t), []byte("again")); err != nil {
@@ -164,10 +154,15 @@ func TestHubBoundsWhatAQUICPeerMaySay(t *testing.T) {
 		c, _ := begin(t, 9)
 		<-c.Context().Done()
 	})
-	t.Run("a second stream", func(t *testing.T) {
+	t.Run("more streams than there may be", func(t *testing.T) {
 		c, _ := begin(t, 1)
+		for range link.MaxStreams {
+			if _, err := c.OpenStream(); err != nil {
+				t.Fatal(err)
+			}
+		}
 		if _, err := c.OpenStream(); err == nil {
-			t.Fatal("the hub lets an edge open two streams")
+			t.Fatalf("the hub lets an edge open %d streams beside the first", link.MaxStreams+1)
 		}
 	})
 	for name, header := range map[string][]byte{

@@ -85,7 +85,7 @@ func AcceptQUIC(socket net.PacketConn, o QUICOptions) (Acceptor, error) {
 	config := o.TLS.Clone()
 	config.NextProtos = []string{QUICProtocol}
 	var err error
-	if a.listener, err = a.transport.Listen(config, quicConfig(o.Timing, hubWindow, maxHubWindow)); err != nil {
+	if a.listener, err = a.transport.Listen(config, quicConfig(o.Timing, hubWindow, maxHubWindow, 1+MaxStreams)); err != nil {
 		return nil, fmt.Errorf("listen for edges over QUIC: %w", err)
 	}
 	a.adviseBuffer()
@@ -130,44 +130,48 @@ func (a *quicAcceptor) run() {
 			done()
 		}
 		a.open.Go(func() {
-			a.take(conn)
+			if c := a.take(conn); c != nil {
+				c.takeStreams()
+			}
 			<-conn.Context().Done()
 		})
 	}
 }
 
-// take welcomes one connection, or says in plain words why not.
-func (a *quicAcceptor) take(conn *quic.Conn) {
+// take welcomes one connection, or says in plain words why not and returns nil.
+func (a *quicAcceptor) take(conn *quic.Conn) *quicConn {
 	state := conn.ConnectionState().TLS
 	who, err := clientOf(&state)
 	if err != nil {
 		a.Log.Info("refused a connection", "remote", conn.RemoteAddr().String(), "err", err)
 		_ = conn.CloseWithError(codeRefused, err.Error())
-		return
+		return nil
 	}
 	if err := a.Admit(who.name, who.issued); err != nil {
 		a.Log.Info("refused a connection", "node", who.name, "remote", conn.RemoteAddr().String(), "err", err)
 		_ = conn.CloseWithError(codeRefused, err.Error())
-		return
+		return nil
 	}
 	t := a.Timing
 	stream, err := receive(conn, t.Dial)
 	if err != nil {
 		a.Log.Debug("a connection without a stream", "node", who.name, "remote", conn.RemoteAddr().String(), "err", err)
 		_ = conn.CloseWithError(codeRefused, "an edge opens one stream and says hello")
-		return
+		return nil
 	}
-	c := newQUICConn(conn, stream, who, t, t.EdgeSilent, t.HubPing)
+	c := newQUICConn(conn, stream, who, t, t.EdgeSilent, t.HubPing, 1)
 	wait := time.NewTimer(acceptWait)
 	defer wait.Stop()
 	select {
 	case a.conns <- c:
+		return c
 	case <-a.closed:
 		c.end(ErrClosed)
 	case <-wait.C:
 		a.Log.Warn("the hub is too busy to take a connection", "node", who.name, "remote", conn.RemoteAddr().String())
 		c.end(ErrClosed)
 	}
+	return nil
 }
 
 // receive takes the stream that the edge opens, and answers its hello.

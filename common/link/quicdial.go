@@ -14,8 +14,11 @@ import (
 	"github.com/quic-go/quic-go"
 )
 
-// noApplicationProtocol is TLS's alert of that name as QUIC carries it (RFC 9001).
-const noApplicationProtocol = 0x100 + 120
+// TLS's alerts as QUIC carries them (RFC 9001, section 4.8).
+const (
+	cryptoError           = 0x100
+	noApplicationProtocol = cryptoError + 120
+)
 
 type quicDialer struct {
 	hubDialer
@@ -102,7 +105,7 @@ func (d *quicDialer) dialAddress(ctx context.Context, hub string, address netip.
 		_ = socket.Close()
 	}
 	t := d.Timing
-	conn, err := transport.Dial(ctx, net.UDPAddrFromAddrPort(address), config, quicConfig(t, edgeWindow, maxWindow))
+	conn, err := transport.Dial(ctx, net.UDPAddrFromAddrPort(address), config, quicConfig(t, edgeWindow, maxWindow, MaxStreams))
 	if err != nil {
 		shut()
 		return nil, explainQUIC(ctx, err)
@@ -115,8 +118,9 @@ func (d *quicDialer) dialAddress(ctx context.Context, hub string, address netip.
 		_ = conn.CloseWithError(codeClosed, "")
 		return nil, explainQUIC(ctx, err)
 	}
-	c := newQUICConn(conn, stream, peer{name: hub}, t, t.HubSilent, t.KeepAlive)
+	c := newQUICConn(conn, stream, peer{name: hub}, t, t.HubSilent, t.KeepAlive, keepAliveSize)
 	c.onEnd = d.onEnd
+	go c.takeStreams() // ends with the connection
 	return c, nil
 }
 
@@ -158,6 +162,8 @@ func explainQUIC(ctx context.Context, err error) error {
 		return fmt.Errorf("%w: %s", ErrRefused, refused.ErrorMessage)
 	case errors.As(err, &alert) && alert.Remote && alert.ErrorCode == noApplicationProtocol:
 		return fmt.Errorf("%w: what answers there over UDP is no hub; is it the hub's port? %w", ErrRefused, err)
+	case errors.As(err, &alert) && alert.Remote && alert.ErrorCode == cryptoError+quic.TransportErrorCode(certificateExpired):
+		return fmt.Errorf("%w: %w by the hub's clock: %w", ErrRefused, ErrExpired, err)
 	case errors.As(err, &alert) && alert.Remote && alert.ErrorCode.IsCryptoError():
 		return fmt.Errorf("%w: it does not accept this node's certificate; join the node again with \"holdfast join\": %w", ErrRefused, err)
 	case ctx.Err() != nil:

@@ -26,7 +26,7 @@ import (
 
 // quiet is a timing in which nothing happens by itself while a test lasts.
 func quiet() link.Timing {
-	return link.Timing{KeepAlive: time.Hour, Dial: linktest.Patience, Write: linktest.Patience}.Complete()
+	return link.Timing{KeepAlive: time.Hour, UserTimeout: linktest.Patience, Dial: linktest.Patience, Write: linktest.Patience}.Complete()
 }
 
 func patient(t *testing.T) context.Context {
@@ -81,7 +81,7 @@ func TestHubEndsConnectionThatBreaksTheRules(t *testing.T) {
 	}{
 		"a message beyond the limit": {func(ws *websocket.Conn) error {
 			// The hub may hang up before all of it is written.
-			_ = ws.WriteMessage(websocket.BinaryMessage, make([]byte, wire.MaxMessage+1))
+			_ = ws.WriteMessage(websocket.BinaryMessage, make([]byte, wire.MaxMessage+2))
 			return nil
 		}, link.ErrTooLarge},
 		"a message beyond the limit in pieces": {func(ws *websocket.Conn) error {
@@ -98,6 +98,21 @@ func TestHubEndsConnectionThatBreaksTheRules(t *testing.T) {
 		}, link.ErrTooLarge},
 		"text": {func(ws *websocket.Conn) error {
 			return ws.WriteMessage(websocket.TextMessage, []byte("hello"))
+		}, link.ErrClosed},
+		"a frame of no kind": {func(ws *websocket.Conn) error {
+			return ws.WriteMessage(websocket.BinaryMessage, nil)
+		}, link.ErrClosed},
+		"a frame of an unknown kind": {func(ws *websocket.Conn) error {
+			return ws.WriteMessage(websocket.BinaryMessage, []byte{9, 1, 2})
+		}, link.ErrClosed},
+		"a stream frame that is too short": {func(ws *websocket.Conn) error {
+			return ws.WriteMessage(websocket.BinaryMessage, []byte{1, 0, 0})
+		}, link.ErrClosed},
+		"a stream frame that is too long": {func(ws *websocket.Conn) error {
+			return ws.WriteMessage(websocket.BinaryMessage, append([]byte{1}, make([]byte, 20<<10)...))
+		}, link.ErrClosed},
+		"a ping of yamux": {func(ws *websocket.Conn) error {
+			return ws.WriteMessage(websocket.BinaryMessage, []byte{1, 0, 2, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0})
 		}, link.ErrClosed},
 		"no websocket": {func(ws *websocket.Conn) error {
 			_, err := ws.NetConn().Write([]byte("GET / HTTP/1.1\r\n\r\n"))
@@ -146,7 +161,7 @@ func TestEdgeEndsConnectionWithTooLargeMessage(t *testing.T) {
 			t.Errorf("upgrade: %v", err)
 			return
 		}
-		_ = ws.WriteMessage(websocket.BinaryMessage, make([]byte, wire.MaxMessage+1))
+		_ = ws.WriteMessage(websocket.BinaryMessage, make([]byte, wire.MaxMessage+2))
 		_, _, _ = ws.ReadMessage()
 		_ = ws.Close()
 	}))
@@ -284,7 +299,7 @@ func TestListenNamesTheTakenPort(t *testing.T) {
 }
 
 func TestBothEndsTuneTCP(t *testing.T) {
-	hub := linktest.StartHub(t, linktest.NewCA(t), quiet())
+	hub := linktest.StartHub(t, linktest.NewCA(t), link.DefaultTiming())
 	a, b := connect(t, hub.Dialer(t, "pi-1"), hub)
 	for name, c := range map[string]link.Conn{"edge": a, "hub": b} {
 		conn := link.Socket(c)
@@ -300,7 +315,7 @@ func TestBothEndsTuneTCP(t *testing.T) {
 			t.Fatal(err)
 		}
 		err = raw.Control(func(fd uintptr) {
-			if ms, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT); err != nil || ms != 30_000 {
+			if ms, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT); err != nil || ms != 12_000 {
 				t.Errorf("%s: TCP_USER_TIMEOUT is %d, %v", name, ms, err)
 			}
 			if on, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE); err != nil || on != 0 {

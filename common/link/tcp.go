@@ -32,21 +32,34 @@ func dialer(t Timing) *net.Dialer {
 		KeepAlive:       -1,
 		KeepAliveConfig: net.KeepAliveConfig{Enable: false},
 		Control: func(_, _ string, raw syscall.RawConn) error {
-			return setUserTimeout(raw, t.UserTimeout)
+			return setOptions(raw, t)
 		},
 	}
 }
 
+// lowWater is how much a socket takes that it has not sent yet (TCP_NOTSENT_LOWAT):
+// more would only stand in the way of the next message.
+const lowWater = 16 << 10
+
 // tune sets the link's TCP options on an accepted connection, under however
 // many layers it is.
 func tune(conn net.Conn, t Timing) error {
+	tcp := tcpOf(conn)
+	if tcp == nil {
+		return nil
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return errors.Join(tcp.SetKeepAlive(false), setOptions(raw, t))
+}
+
+// tcpOf is the TCP connection under however many layers; nil: there is none.
+func tcpOf(conn net.Conn) *net.TCPConn {
 	for {
 		if tcp, ok := conn.(*net.TCPConn); ok {
-			raw, err := tcp.SyscallConn()
-			if err != nil {
-				return err
-			}
-			return errors.Join(tcp.SetKeepAlive(false), setUserTimeout(raw, t.UserTimeout))
+			return tcp
 		}
 		layer, ok := conn.(interface{ NetConn() net.Conn })
 		if !ok {
@@ -54,6 +67,63 @@ func tune(conn net.Conn, t Timing) error {
 		}
 		conn = layer.NetConn()
 	}
+}
+
+// Sizes of headers, in bytes; that of TCP with its usual timestamps.
+const (
+	headerTCP  = 32
+	headerUDP  = 8
+	headerIPv4 = 20
+	headerIPv6 = 40
+)
+
+// headerIP is the size of the IP header of packets to that address.
+func headerIP(a net.Addr) uint64 {
+	var ip net.IP
+	switch a := a.(type) {
+	case *net.TCPAddr:
+		ip = a.IP
+	case *net.UDPAddr:
+		ip = a.IP
+	}
+	if ip.To4() != nil {
+		return headerIPv4
+	}
+	return headerIPv6
+}
+
+// tcpTraffic asks the kernel what a connection has moved.
+func tcpTraffic(conn net.Conn) Traffic {
+	tcp := tcpOf(conn)
+	if tcp == nil {
+		return Traffic{}
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return Traffic{}
+	}
+	var info *unix.TCPInfo
+	if err := raw.Control(func(fd uintptr) {
+		info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	}); err != nil || info == nil {
+		return Traffic{}
+	}
+	header := headerTCP + headerIP(tcp.RemoteAddr())
+	return Traffic{
+		Sent:     info.Bytes_sent + uint64(info.Segs_out)*header,
+		Received: info.Bytes_received + uint64(info.Segs_in)*header,
+	}
+}
+
+func setOptions(raw syscall.RawConn, t Timing) error {
+	var failed error
+	err := raw.Control(func(fd uintptr) {
+		failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, lowWater)
+	})
+	if err := errors.Join(err, failed); err != nil {
+		return fmt.Errorf("set TCP_NOTSENT_LOWAT: %w", err)
+	}
+	return setUserTimeout(raw, t.UserTimeout)
 }
 
 func setUserTimeout(raw syscall.RawConn, after time.Duration) error {

@@ -50,20 +50,26 @@ type websocketConn struct {
 	sentAt  atomic.Int64  // nanoseconds after started
 	heard   chan struct{}
 
-	ending sync.Mutex
-	cause  error       // why the connection ended; guarded by ending
-	ended  atomic.Bool // cause is set
-	alive  *time.Timer // guarded by ending
+	isHub     bool
+	accepting atomic.Bool // AcceptStream was called
+
+	ending  sync.Mutex
+	cause   error       // why the connection ended; guarded by ending
+	ended   atomic.Bool // cause is set
+	alive   *time.Timer // guarded by ending
+	streams *mux        // nil until there is a stream; guarded by ending
+	moved   Traffic     // when the connection ended; guarded by ending
 }
 
 // newWebsocketConn starts the keepalive: when nothing was sent for every, a
 // control frame of that type goes out. It needs no goroutine while idle.
 func newWebsocketConn(ws *websocket.Conn, peer peer, t Timing, silent, every time.Duration, frame int) *websocketConn {
 	c := &websocketConn{
-		ws: ws, peer: peer, remote: ws.RemoteAddr().String(), timing: t, silent: silent,
+		isHub: frame == websocket.PingMessage,
+		ws:    ws, peer: peer, remote: ws.RemoteAddr().String(), timing: t, silent: silent,
 		writing: make(chan struct{}, 1), heard: make(chan struct{}, 1), started: time.Now(),
 	}
-	ws.SetReadLimit(wire.MaxMessage)
+	ws.SetReadLimit(1 + wire.MaxMessage)
 	ws.SetPongHandler(func(string) error { return c.touch() })
 	ws.SetPingHandler(func(data string) error {
 		if err := c.touch(); err != nil {
@@ -166,11 +172,15 @@ func (c *websocketConn) write(message []byte) error {
 	if err := deadline(); err != nil {
 		return err
 	}
-	if len(message) <= chunk {
-		return c.ws.WriteMessage(websocket.BinaryMessage, message)
+	if len(message) < chunk {
+		frame := append(make([]byte, 0, 1+len(message)), kindMessage)
+		return c.ws.WriteMessage(websocket.BinaryMessage, append(frame, message...))
 	}
 	w, err := c.ws.NextWriter(websocket.BinaryMessage)
 	if err != nil {
+		return err
+	}
+	if _, err := w.Write([]byte{kindMessage}); err != nil {
 		return err
 	}
 	for len(message) > 0 {
@@ -184,6 +194,29 @@ func (c *websocketConn) write(message []byte) error {
 		message = message[n:]
 	}
 	return w.Close()
+}
+
+// writeFrame sends a frame that concerns streams. Frames and messages take turns
+// in the order in which they asked, so a message waits for one frame at most.
+func (c *websocketConn) writeFrame(frame []byte, done <-chan struct{}) error {
+	select {
+	case c.writing <- struct{}{}:
+	case <-done:
+		return c.why()
+	}
+	defer func() { <-c.writing }()
+	if c.ended.Load() {
+		return c.why()
+	}
+	err := c.ws.SetWriteDeadline(time.Now().Add(c.timing.Write))
+	if err == nil {
+		err = c.ws.WriteMessage(websocket.BinaryMessage, frame)
+	}
+	if err != nil {
+		return c.end(c.explain(err))
+	}
+	c.sent()
+	return nil
 }
 
 // Recv waits for a message. A ctx that ends while it waits ends the connection:
@@ -207,24 +240,48 @@ func (c *websocketConn) Recv(ctx context.Context) ([]byte, error) {
 	return message, nil
 }
 
+// read serves streams until a message comes.
 func (c *websocketConn) read() ([]byte, error) {
 	// A reader that was busy elsewhere for long has still heard nothing new: the
 	// while begins when it listens.
 	if err := c.ws.SetReadDeadline(time.Now().Add(c.silent)); err != nil {
 		return nil, err
 	}
-	kind, r, err := c.ws.NextReader()
-	if err != nil {
-		return nil, err
-	}
-	if kind != websocket.BinaryMessage {
-		return nil, errors.New("a websocket frame of text, want binary")
-	}
-	message := make([]byte, 0, 512)
 	for {
+		kind, r, err := c.ws.NextReader()
+		if err != nil {
+			return nil, err
+		}
+		if kind != websocket.BinaryMessage {
+			return nil, errors.New("a websocket frame of text, want binary")
+		}
 		if err := c.touch(); err != nil {
 			return nil, err
 		}
+		var first [1]byte
+		if _, err := io.ReadFull(r, first[:]); err != nil {
+			return nil, fmt.Errorf("a websocket frame without its first byte: %w", err)
+		}
+		switch first[0] {
+		case kindMessage:
+			return c.readMessage(r)
+		case kindStream:
+			if err := c.readStream(r); err != nil {
+				return nil, err
+			}
+		case kindStop:
+			if err := c.readStop(r); err != nil {
+				return nil, err
+			}
+		default:
+			return nil, fmt.Errorf("a websocket frame of the unknown kind %d", first[0])
+		}
+	}
+}
+
+func (c *websocketConn) readMessage(r io.Reader) ([]byte, error) {
+	message := make([]byte, 0, 512)
+	for {
 		if len(message) == cap(message) {
 			message = append(message, 0)[:len(message)]
 		}
@@ -236,7 +293,21 @@ func (c *websocketConn) read() ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
+		if err := c.touch(); err != nil {
+			return nil, err
+		}
 	}
+}
+
+func (c *websocketConn) readStop(r io.Reader) error {
+	c.ending.Lock()
+	m := c.streams
+	c.ending.Unlock()
+	b, err := io.ReadAll(io.LimitReader(r, 5))
+	if err != nil || m == nil {
+		return err
+	}
+	return m.stop(b)
 }
 
 // explain turns an error of the transport into one of this package's.
@@ -270,7 +341,14 @@ func (c *websocketConn) end(cause error) error {
 	if c.alive != nil {
 		c.alive.Stop()
 	}
+	if first {
+		c.moved = tcpTraffic(c.ws.NetConn())
+	}
+	streams := c.streams
 	c.ending.Unlock()
+	if first && streams != nil {
+		streams.end()
+	}
 	if first {
 		// Nobody is told but by best effort: the line may be the reason.
 		_ = c.ws.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""), time.Now().Add(closeWait))
@@ -308,6 +386,16 @@ func (c *websocketConn) LastHeard() time.Time {
 
 func (c *websocketConn) Heard() <-chan struct{} { return c.heard }
 func (c *websocketConn) Peer() string           { return c.peer.name }
+
+// Traffic is what the kernel counted.
+func (c *websocketConn) Traffic() Traffic {
+	c.ending.Lock()
+	defer c.ending.Unlock()
+	if c.cause != nil {
+		return c.moved
+	}
+	return tcpTraffic(c.ws.NetConn())
+}
 
 func (c *websocketConn) Issued() time.Time  { return c.peer.issued }
 func (c *websocketConn) RemoteAddr() string { return c.remote }

@@ -41,10 +41,12 @@ func Contract(t *testing.T, transport Transport) {
 	t.Run("the hub notices a silent edge", c.silentEdge)
 	t.Run("the edge notices a silent hub", c.silentHub)
 	t.Run("an edge without a good certificate stays outside", c.strangers)
+	t.Run("an edge is told that its certificate has ended", c.expired)
 	t.Run("an edge believes only the hub of its CA", c.falseHub)
 	t.Run("a wrong clock keeps nobody out", c.wrongClock)
 	t.Run("a second address is tried", c.secondAddress)
 	t.Run("a dial ends with its context", c.dialCancelled)
+	t.Run("streams", c.streams)
 	t.Run("a closed acceptor takes nobody and keeps who is there", c.acceptorClosed)
 }
 
@@ -410,6 +412,33 @@ func (c contract) strangers(t *testing.T) {
 	_, hub := c.pair(t, c.Dialer(c.options(t, ca, addr, quiet())), acceptor)
 	if hub.Peer() != "pi-1.shop" {
 		t.Fatalf("accepted %q", hub.Peer())
+	}
+}
+
+func (c contract) expired(t *testing.T) {
+	ca := NewCA(t)
+	addr, _ := c.Listen(t, ca, quiet())
+	keyPEM, csrPEM, err := pki.NewKeyAndCSR("pi-1.shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	certPEM, err := ca.SignNode(csrPEM, "pi-1.shop", time.Nanosecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := pki.KeyPair(certPEM, keyPEM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := c.options(t, ca, addr, quiet())
+	o.Certificate = func() (tls.Certificate, error) { return pair, nil }
+	if _, err := c.Dialer(o).Dial(patient(t)); !errors.Is(err, link.ErrExpired) || !errors.Is(err, link.ErrRefused) {
+		t.Fatalf("dial: %v; want ErrExpired and ErrRefused", err)
+	}
+	// Any other reason to refuse is not that one.
+	o.Certificate = func() (tls.Certificate, error) { return NodeCert(t, NewCA(t), "pi-1.shop"), nil }
+	if _, err := c.Dialer(o).Dial(patient(t)); errors.Is(err, link.ErrExpired) || !errors.Is(err, link.ErrRefused) {
+		t.Fatalf("dial with a foreign certificate: %v; want ErrRefused alone", err)
 	}
 }
 

@@ -1,0 +1,59 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+)
+
+// MaxStreams is how many streams of a connection each side may have opened at one
+// time. What one stream holds that nobody reads is bounded by its window.
+const MaxStreams = 32
+
+// ErrNoStream is in the error of an OpenStream whose stream the other side did not
+// take: nobody accepts streams there, or too many are open.
+var ErrNoStream = errors.New("the other side takes no stream")
+
+// Stream is an ordered, reliable stream of bytes both ways beside the messages of
+// a connection. One goroutine may read while another writes. Its errors are
+// io.EOF once the other side has closed its writing half and all was read,
+// os.ErrDeadlineExceeded, and otherwise this package's: ErrClosed, or why the
+// connection ended.
+type Stream interface {
+	io.Reader
+	io.Writer
+	// Close ends both halves: what was written still arrives, what was not read is
+	// thrown away, and the other side's writes fail. A Write that waits is cut off.
+	io.Closer
+	// CloseWrite ends the writing half: the other side reads io.EOF.
+	CloseWrite() error
+	SetDeadline(t time.Time) error
+	SetReadDeadline(t time.Time) error
+	SetWriteDeadline(t time.Time) error
+}
+
+// Traffic is what a connection has moved, in bytes: TLS and what was sent again
+// included, and the headers of IP and TCP or UDP as far as the kernel counts them.
+type Traffic struct{ Sent, Received uint64 }
+
+// confirmation is what who accepts a stream sends first, so that who opened it
+// knows.
+const confirmation = 1
+
+// confirm waits for the confirmation of a stream that was opened.
+func confirm(ctx context.Context, s Stream) error {
+	stop := context.AfterFunc(ctx, func() { _ = s.SetReadDeadline(time.Unix(1, 0)) })
+	answer := make([]byte, 1)
+	_, err := io.ReadFull(s, answer)
+	switch {
+	case !stop():
+		err = ctx.Err()
+	case err == nil && answer[0] != confirmation:
+		err = fmt.Errorf("%w: its answer is %d", ErrNoStream, answer[0])
+	case errors.Is(err, io.EOF):
+		err = ErrNoStream
+	}
+	return err
+}
