@@ -31,7 +31,7 @@ func (c *conversation) renew() {
 	}
 	c.renewal.due.Reset(c.u.opts.Timing.Certificate)
 	now, known := c.u.HubTime()
-	if !known {
+	if !known || c.renewal.asked != 0 { // an answer is not lost without the session
 		return
 	}
 	csr, err := credential.Ask(now)

@@ -3,6 +3,8 @@ package uplink
 import (
 	"context"
 	"sync"
+
+	"github.com/holdfast-edge/holdfast/common/wire"
 )
 
 // sender is the queue between a conversation and its line, so that reading never
@@ -11,18 +13,24 @@ import (
 // inventory.
 type sender struct {
 	mu     sync.Mutex
-	queue  [][]byte
+	queue  []outgoing
 	wake   chan struct{}
 	failed chan error
+}
+
+// outgoing is a message and what it is on the line.
+type outgoing struct {
+	message *wire.EdgeMessage
+	encoded []byte
 }
 
 func newSender() *sender {
 	return &sender{wake: make(chan struct{}, 1), failed: make(chan error, 1)}
 }
 
-func (s *sender) put(b []byte) {
+func (s *sender) put(o outgoing) {
 	s.mu.Lock()
-	s.queue = append(s.queue, b)
+	s.queue = append(s.queue, o)
 	s.mu.Unlock()
 	select {
 	case s.wake <- struct{}{}:
@@ -30,7 +38,7 @@ func (s *sender) put(b []byte) {
 	}
 }
 
-func (s *sender) take() [][]byte {
+func (s *sender) take() []outgoing {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	q := s.queue
@@ -41,11 +49,12 @@ func (s *sender) take() [][]byte {
 // writeAll sends what is put until the first error or the end of ctx.
 func (c *conversation) writeAll(ctx context.Context) {
 	for {
-		for _, b := range c.out.take() {
-			if err := c.conn.Send(ctx, b); err != nil {
+		for _, o := range c.out.take() {
+			if err := c.conn.Send(ctx, o.encoded); err != nil {
 				c.out.failed <- err
 				return
 			}
+			c.u.count.meter.Sent(o.message, len(o.encoded))
 		}
 		select {
 		case <-c.out.wake:

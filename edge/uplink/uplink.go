@@ -65,6 +65,7 @@ type Uplink struct {
 
 	asks  chan tokenAsk
 	clock hubClock
+	count counters
 
 	mu      sync.Mutex
 	state   State
@@ -145,6 +146,7 @@ func (u *Uplink) Run(ctx context.Context) error {
 
 // failed notes why there is no session; a reason is logged once, not per attempt.
 func (u *Uplink) failed(err error, hadSession bool) {
+	u.count.ended[endingOf(err, hadSession)].Add(1)
 	news := hadSession || u.State().LastError != err.Error()
 	u.update(func(s *State) { s.Connected, s.Synced, s.LastError = false, false, err.Error() })
 	switch {
@@ -233,6 +235,9 @@ func (c *conversation) readAll(ctx context.Context, to chan<- received) {
 		if err == nil {
 			r.message, err = wire.DecodeHub(b)
 		}
+		if err == nil {
+			c.u.count.meter.Received(r.message, len(b))
+		}
 		r.err = err
 		select {
 		case to <- r:
@@ -317,7 +322,7 @@ func (c *conversation) send(m *wire.EdgeMessage) error {
 	if err != nil {
 		return err
 	}
-	c.out.put(b)
+	c.out.put(outgoing{m, b})
 	return nil
 }
 
@@ -384,6 +389,7 @@ func (c *conversation) do(ctx context.Context, a resume.Action) ([]resume.Action
 
 func (c *conversation) opened(ctx context.Context, w *wire.Welcome) {
 	c.openedAt = time.Now()
+	c.u.count.sessions.Add(1)
 	c.u.clock.learn(ctx, c.u.opts.Store, w.GetHubTimeUnixMs())
 	c.u.update(func(s *State) {
 		s.Connected, s.Hub, s.Transport, s.LastError = true, c.conn.Peer(), c.conn.Transport(), ""
@@ -452,6 +458,7 @@ func (c *conversation) takeOver(ctx context.Context, keyed bool, after uint64, l
 const settleEvery = 20 * time.Millisecond
 
 func (c *conversation) settle(r *wire.ReportResult) {
+	c.u.count.answered(r.GetCode())
 	if !c.window.Answer(r.GetId(), r.GetCode(), time.Now()) {
 		return
 	}
