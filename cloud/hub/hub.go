@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/holdfast-edge/holdfast/cloud/report"
 	"github.com/holdfast-edge/holdfast/cloud/roster"
 	"github.com/holdfast-edge/holdfast/common/link"
 	"github.com/holdfast-edge/holdfast/common/wire"
@@ -29,19 +31,34 @@ type Cluster interface {
 	Pods(node string) ([]*corev1.Pod, error)
 }
 
-// Reports is what the hub asks of cloud/report.
+// Reports is what the hub asks of cloud/report. What takes an epoch fails with
+// report.ErrFenced once another session has claimed the node.
 type Reports interface {
-	Write(ctx context.Context, node string, r *wire.Report) *wire.ReportResult
+	Claim(ctx context.Context, node, store string) (report.Epoch, error)
+	Renew(ctx context.Context, node string, epoch report.Epoch) error
+	Write(ctx context.Context, node string, epoch report.Epoch, r *wire.Report) (*wire.ReportResult, error)
 	Token(ctx context.Context, node string, ask *wire.TokenAsk) *wire.TokenAnswer
-	Renew(ctx context.Context, node string) error
-	RestoreNode(ctx context.Context, node string) error
-	RestoreReady(ctx context.Context, node string, pod *corev1.Pod) error
+	RestoreNode(ctx context.Context, node string, epoch report.Epoch) error
+	RestoreReady(ctx context.Context, node string, epoch report.Epoch, pod *corev1.Pod) error
+}
+
+// Certificates is what the hub asks of cloud/enroll.
+type Certificates interface {
+	// Renew signs a further certificate for the node of a session, whose present
+	// one was issued then.
+	Renew(ctx context.Context, node string, issued time.Time, csrPEM []byte) *wire.CertificateAnswer
 }
 
 // Options are what a Hub needs.
 type Options struct {
 	Cluster Cluster
 	Reports Reports
+	// Certificates renews the nodes' certificates; nil: nobody does here.
+	Certificates Certificates
+	// Admit says why a node with a certificate of that time may not connect (any
+	// more); nil: all may. It is asked again here, since a certificate may be
+	// revoked between a connection's handshake and its session.
+	Admit   func(node string, issued time.Time) error
 	Log     *slog.Logger
 	Version string // of cloudcore, for people
 	Timing  Timing
@@ -72,11 +89,15 @@ const maxRetry = 30 * time.Second
 
 // Hub holds the sessions.
 type Hub struct {
-	cluster Cluster
-	reports Reports
-	log     *slog.Logger
-	version string
-	timing  Timing
+	cluster      Cluster
+	reports      Reports
+	certificates Certificates
+	admit        func(node string, issued time.Time) error
+	log          *slog.Logger
+	version      string
+	timing       Timing
+	counts       counts
+	held         atomic.Int64 // bytes of reports that all sessions hold
 
 	mu       sync.Mutex
 	sessions map[string]*session // by node
@@ -84,7 +105,10 @@ type Hub struct {
 
 // New returns a Hub.
 func New(o Options) *Hub {
-	return &Hub{cluster: o.Cluster, reports: o.Reports, log: o.Log, version: o.Version,
+	if o.Admit == nil {
+		o.Admit = func(string, time.Time) error { return nil }
+	}
+	return &Hub{cluster: o.Cluster, admit: o.Admit, reports: o.Reports, certificates: o.Certificates, log: o.Log, version: o.Version,
 		timing: o.Timing.withDefaults(), sessions: make(map[string]*session)}
 }
 
@@ -135,16 +159,19 @@ func (h *Hub) serve(ctx context.Context, conn link.Conn) {
 	hello, err := h.hello(ctx, conn)
 	if err != nil {
 		log.Warn("a node was turned away", "err", err)
+		h.counts.turnedAway.Add(1)
 		h.turnAway(conn, err)
 		return
 	}
 	s := h.newSession(conn, hello, log)
 	if err := h.register(ctx, s); err != nil {
 		log.Warn("a node was turned away", "err", err)
+		h.counts.turnedAway.Add(1)
 		h.turnAway(conn, err)
 		return
 	}
 	began := time.Now()
+	h.counts.begun.Add(1)
 	log.Info("a node is connected", "session", s.id, "version", hello.GetEdgeVersion(), "transport", conn.Transport())
 	reading := make(chan struct{})
 	go func() {
@@ -153,6 +180,7 @@ func (h *Hub) serve(ctx context.Context, conn link.Conn) {
 	}()
 	err = s.run(ctx)
 	h.unregister(s)
+	h.counts.end(err)
 	log.Info("a node is disconnected", "session", s.id, "after", time.Since(began).Round(time.Millisecond), "err", err)
 	if h.part(conn, err) {
 		select {
@@ -211,6 +239,11 @@ func (h *Hub) register(ctx context.Context, s *session) error {
 		if was == nil {
 			h.sessions[s.node] = s
 			h.mu.Unlock()
+			// Only now: what is revoked from here on finds the session.
+			if err := h.admit(s.node, s.conn.Issued()); err != nil {
+				h.unregister(s)
+				return &goodbye{wire.Goodbye_REASON_REVOKED, err.Error()}
+			}
 			return nil
 		}
 		h.mu.Unlock()
@@ -226,6 +259,17 @@ func (h *Hub) register(ctx context.Context, s *session) error {
 		case <-ctx.Done():
 			return &goodbye{wire.Goodbye_REASON_BUSY, fmt.Sprintf("the earlier session of node %s has not ended yet", s.node)}
 		}
+	}
+}
+
+// Revoke ends the node's session at once if its certificate was issued at or
+// before that time. What keeps the node out is Options.Admit.
+func (h *Hub) Revoke(node string, before time.Time) {
+	h.mu.Lock()
+	s := h.sessions[node]
+	h.mu.Unlock()
+	if s != nil && !s.conn.Issued().After(before) {
+		s.end(&goodbye{wire.Goodbye_REASON_REVOKED, fmt.Sprintf("the certificates that node %s was given until %s are revoked", node, before.UTC().Format(time.RFC3339))})
 	}
 }
 

@@ -2,12 +2,76 @@ package hub
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/holdfast-edge/holdfast/cloud/report"
+	"github.com/holdfast-edge/holdfast/common/wire"
 )
+
+// claim is what makes this session, of all hubs', the one that writes for the
+// node. Deliveries need none: an edge listens to one session only.
+type claim struct {
+	epoch   report.Epoch // 0: not claimed yet
+	due     bool
+	running bool
+	failing bool
+	told    bool // the edge knows
+}
+
+// startClaim claims the node, and tells the edge so once it is welcomed.
+func (s *session) startClaim() {
+	c := &s.claim
+	if c.epoch != 0 && !c.told && s.delivery.Welcomed() {
+		c.told = true
+		s.reply(&wire.HubMessage{Body: &wire.HubMessage_Claimed{Claimed: &wire.Claimed{Epoch: uint64(c.epoch)}}})
+	}
+	if !c.due || c.running || c.epoch != 0 {
+		return
+	}
+	c.due, c.running = false, true
+	heard := s.conn.LastHeard()
+	s.work(func(ctx context.Context) func() {
+		epoch, err := s.hub.reports.Claim(ctx, s.node, s.storeID)
+		return func() {
+			c.running = false
+			if err != nil {
+				s.unclaimed(err)
+				return
+			}
+			if c.failing {
+				s.log.Info("the node is claimed")
+			}
+			c.epoch, c.failing, s.restore.look = epoch, false, true
+			s.lease.heard, s.lease.last = heard, time.Now() // a claim renews the lease
+		}
+	})
+}
+
+func (s *session) unclaimed(err error) {
+	var held *report.HeldError
+	if errors.As(err, &held) {
+		s.end(&goodbye{wire.Goodbye_REASON_DUPLICATE, fmt.Sprintf(
+			"%s; this connection comes from %s. If two machines were given one name, run \"holdfast reset\" on one and join it under another name; if this one replaces the other, stop the other, and this one is let in %s later",
+			held, s.conn.RemoteAddr(), report.LeaseLife)})
+		return
+	}
+	if !s.claim.failing && s.wait > 2*time.Second {
+		s.claim.failing = true
+		s.log.Warn("the node cannot be claimed; its reports wait, what it must hold does not", "err", err)
+	}
+	s.again()
+}
+
+// fenced ends the session, if the error says that another one has the node.
+func (s *session) fenced(err error) {
+	if errors.Is(err, report.ErrFenced) {
+		s.end(&goodbye{wire.Goodbye_REASON_REPLACED, fmt.Sprintf("node %s is connected to another hub: %v", s.node, err)})
+	}
+}
 
 // lease renews the node's lease when the node was heard, and never otherwise.
 type lease struct {
@@ -33,7 +97,7 @@ func (l *lease) now() { l.last, l.heard, l.due = time.Time{}, time.Time{}, true 
 // most once in a while.
 func (s *session) startRenew() {
 	l := &s.lease
-	if !l.due || l.running {
+	if !l.due || l.running || s.claim.epoch == 0 {
 		return
 	}
 	l.due = false
@@ -50,9 +114,11 @@ func (s *session) startRenew() {
 	}
 	l.running, l.last = true, time.Now()
 	s.work(func(ctx context.Context) func() {
-		err := s.hub.reports.Renew(ctx, s.node)
+		err := s.hub.reports.Renew(ctx, s.node, s.claim.epoch)
 		return func() {
 			l.running = false
+			s.fenced(err)
+			s.hub.counts.renewed(err)
 			if err == nil && heard.After(l.heard) {
 				l.heard = heard
 			}
@@ -84,7 +150,7 @@ const fresh = 5 * time.Second
 // startRestore writes the node's conditions and its pods' Ready again.
 func (s *session) startRestore() {
 	r := &s.restore
-	if !r.look || r.running || !s.delivery.Asked() {
+	if !r.look || r.running || s.claim.epoch == 0 || !s.delivery.Asked() {
 		return
 	}
 	r.look = false
@@ -113,12 +179,13 @@ func (s *session) restoreNode(n *corev1.Node) {
 	}
 	r.running = true
 	s.work(func(ctx context.Context) func() {
-		err := s.hub.reports.Renew(ctx, s.node)
+		err := s.hub.reports.Renew(ctx, s.node, s.claim.epoch)
 		if err == nil {
-			err = s.hub.reports.RestoreNode(ctx, s.node)
+			err = s.hub.reports.RestoreNode(ctx, s.node, s.claim.epoch)
 		}
 		return func() {
 			r.running, r.look = false, true
+			s.fenced(err)
 			if err != nil {
 				s.log.Debug("the node's conditions cannot be written", "err", err)
 				s.again()
@@ -155,8 +222,13 @@ func (s *session) restorePods() {
 	r.running = true
 	s.work(func(ctx context.Context) func() {
 		done := make(map[string]string)
+		var fenced error
 		for _, p := range todo {
-			if err := s.hub.reports.RestoreReady(ctx, s.node, p); err != nil {
+			err := s.hub.reports.RestoreReady(ctx, s.node, s.claim.epoch, p)
+			if fenced = err; errors.Is(err, report.ErrFenced) {
+				break
+			}
+			if err != nil {
 				s.log.Debug("condition Ready of a pod cannot be written", "pod", p.Namespace+"/"+p.Name, "uid", p.UID, "err", err)
 				continue
 			}
@@ -164,6 +236,7 @@ func (s *session) restorePods() {
 		}
 		return func() {
 			r.running, r.look = false, true
+			s.fenced(fenced)
 			for uid, version := range done {
 				r.pods[uid] = version
 			}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/holdfast-edge/holdfast/cloud/delivery"
@@ -25,6 +26,7 @@ type session struct {
 	node    string
 	storeID string
 	id      string
+	began   time.Time
 	log     *slog.Logger
 	ending  chan error    // capacity 1: somebody else ends the session
 	ended   chan struct{} // closed when nothing of it runs any more
@@ -40,7 +42,6 @@ type session struct {
 	ctx       context.Context
 	sendCtx   context.Context
 	all       sync.WaitGroup
-	began     time.Time
 	delivery  *delivery.Delivery
 	resolve   func(context.Context) (*roster.Wanted, error)
 	replies   []*wire.HubMessage // results and answers to send
@@ -55,13 +56,22 @@ type session struct {
 	confirm   bool // one is allowed
 	retry     *time.Timer
 	wait      time.Duration
+	claim     claim
 	lease     lease
 	restore   restore
+	renewing  bool // of the node's certificate
+	held      int  // bytes of reports taken whose results are not known
+
+	// For Each, from any goroutine.
+	meter wire.Meter
+	state atomic.Int32 // delivery.State
 }
 
 // Limits of one session.
 const (
 	maxBacklog = 64              // reports and token requests taken whose answers are not on the line; beyond, the hub stops reading
+	maxHeld    = 4 << 20         // bytes of reports taken; beyond, the hub stops reading
+	maxHeldAll = 256 << 20       // the same of all sessions together; beyond, only those that hold none are read
 	maxAsking  = 4               // token requests at a time
 	sendGrace  = 2 * time.Second // for a send at the session's end
 )
@@ -69,7 +79,7 @@ const (
 func (h *Hub) newSession(conn link.Conn, hello *wire.Hello, log *slog.Logger) *session {
 	id := rand.Text()[:10]
 	return &session{
-		hub: h, conn: conn, node: conn.Peer(), storeID: hello.GetStoreId(), id: id, log: log.With("session", id),
+		hub: h, conn: conn, began: time.Now(), node: conn.Peer(), storeID: hello.GetStoreId(), id: id, log: log.With("session", id),
 		ending: make(chan error, 1), ended: make(chan struct{}), posts: make(chan func()),
 		deaf: make(chan struct{}), incoming: make(chan *wire.EdgeMessage), broken: make(chan error, 1),
 		delivery: delivery.New(hello.GetDigest()), reports: newReportQueue(), wait: h.timing.Retry,
@@ -89,11 +99,11 @@ func (s *session) end(why error) {
 // but the connection, which it leaves open for a Goodbye.
 func (s *session) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
-	s.ctx, s.began = ctx, time.Now()
+	s.ctx = ctx
 	changed, unfollow := s.hub.cluster.Follow(s.node)
 	defer unfollow()
 	s.resolve = s.hub.cluster.Resolver(s.node)
-	s.stale, s.confirm = true, true
+	s.stale, s.confirm, s.claim.due = true, true, true
 	s.retry = time.NewTimer(0)
 	s.retry.Stop()
 	welcome := time.NewTimer(s.hub.timing.Sync)
@@ -107,6 +117,7 @@ func (s *session) run(ctx context.Context) error {
 	sending, stopSending := context.WithCancel(context.WithoutCancel(ctx))
 	s.sendCtx = sending
 	defer func() {
+		s.hold(-s.held) // what is not written now comes again with the next session
 		cancel()
 		close(s.deaf)
 		late := time.AfterFunc(sendGrace, stopSending)
@@ -120,7 +131,7 @@ func (s *session) run(ctx context.Context) error {
 			return err
 		}
 		in := s.incoming
-		if s.reports.total+s.asking+len(s.replies) >= maxBacklog {
+		if s.reports.total+s.asking+len(s.replies) >= maxBacklog || s.tooMuchHeld() {
 			in = nil
 		}
 		var err error
@@ -134,7 +145,7 @@ func (s *session) run(ctx context.Context) error {
 		case <-changed:
 			s.stale, s.confirm, s.restore.look = true, true, true
 		case <-s.retry.C:
-			s.stale, s.confirm, s.restore.look = true, true, true
+			s.stale, s.confirm, s.restore.look, s.claim.due = true, true, true, true
 		case <-welcome.C:
 			s.patience = true
 		case <-s.conn.Heard():
@@ -164,6 +175,9 @@ func (s *session) read() {
 		if err != nil {
 			m = nil // which take refuses, with this reason
 			s.malformed = err
+		} else {
+			s.meter.Received(m, len(b))
+			s.hub.counts.meter.Received(m, len(b))
 		}
 		select {
 		case s.incoming <- m:
@@ -199,9 +213,12 @@ func (s *session) take(m *wire.EdgeMessage) error {
 		err = s.delivery.Ack(body.Ack.GetSeq())
 		s.restore.look = true
 	case *wire.EdgeMessage_Report:
+		s.hold(len(body.Report.GetPayload()))
 		s.reports.add(body.Report)
 	case *wire.EdgeMessage_TokenAsk:
 		s.ask(body.TokenAsk)
+	case *wire.EdgeMessage_CertificateAsk:
+		s.certify(body.CertificateAsk)
 	}
 	if err != nil {
 		return protocolError(err)
@@ -228,6 +245,44 @@ func (s *session) ask(a *wire.TokenAsk) {
 	})
 }
 
+func (s *session) hold(bytes int) {
+	s.held += bytes
+	s.hub.held.Add(int64(bytes))
+}
+
+// tooMuchHeld stops the reading. A session that is stopped holds something, and
+// looks again when that is written.
+func (s *session) tooMuchHeld() bool {
+	return s.held >= maxHeld || s.held > 0 && s.hub.held.Load() >= maxHeldAll
+}
+
+// certify answers a request for a new certificate, one at a time.
+func (s *session) certify(a *wire.CertificateAsk) {
+	answer := &wire.CertificateAnswer{Code: wire.ResultCode_RESULT_RETRY, Message: "an earlier request for a certificate is not answered yet"}
+	if s.renewing {
+		s.certified(a, answer)
+		return
+	}
+	if s.hub.certificates == nil {
+		answer.Code, answer.Message = wire.ResultCode_RESULT_REJECTED, "this hub renews no certificates"
+		s.certified(a, answer)
+		return
+	}
+	s.renewing = true
+	s.work(func(ctx context.Context) func() {
+		answer := s.hub.certificates.Renew(ctx, s.node, s.conn.Issued(), a.GetCsr())
+		return func() {
+			s.renewing = false
+			s.certified(a, answer)
+		}
+	})
+}
+
+func (s *session) certified(a *wire.CertificateAsk, answer *wire.CertificateAnswer) {
+	answer.Id = a.GetId()
+	s.reply(&wire.HubMessage{Body: &wire.HubMessage_CertificateAnswer{CertificateAnswer: answer}})
+}
+
 func (s *session) reply(m *wire.HubMessage) { s.replies = append(s.replies, m) }
 
 // advance starts whatever can be started.
@@ -238,12 +293,14 @@ func (s *session) advance() error {
 			s.welcome()
 		}
 	}
+	s.startClaim()
 	s.startReports()
 	if err := s.startSend(); err != nil {
 		return err
 	}
 	s.startRenew()
 	s.startRestore()
+	s.state.Store(int32(s.delivery.State()))
 	return nil
 }
 
@@ -252,7 +309,7 @@ func (s *session) welcome() {
 	s.log.Debug("welcomed", "in_sync", inSync)
 	s.reply(&wire.HubMessage{Body: &wire.HubMessage_Welcome{Welcome: &wire.Welcome{
 		ProtocolVersion: wire.ProtocolVersion, Session: s.id, InSync: inSync,
-		HubTimeUnixMs: time.Now().UnixMilli(), HubVersion: s.hub.version,
+		HubTimeUnixMs: time.Now().UnixMilli(), HubVersion: s.hub.version, ClaimFollows: true,
 	}}})
 }
 
@@ -379,21 +436,29 @@ func (s *session) send(ended context.Context, messages []*wire.HubMessage) error
 		if err := s.conn.Send(s.sendCtx, b); err != nil {
 			return fmt.Errorf("send: %w", err)
 		}
+		s.meter.Sent(m, len(b))
+		s.hub.counts.meter.Sent(m, len(b))
 	}
 	return nil
 }
 
-// startReports writes waiting reports.
+// startReports writes waiting reports, once the node is claimed.
 func (s *session) startReports() {
-	for {
+	for s.claim.epoch != 0 {
 		r, done := s.reports.next()
 		if r == nil {
 			return
 		}
 		s.work(func(ctx context.Context) func() {
-			result := s.hub.reports.Write(ctx, s.node, r)
+			result, err := s.hub.reports.Write(ctx, s.node, s.claim.epoch, r)
 			return func() {
 				done()
+				s.hold(-len(r.GetPayload()))
+				if err != nil {
+					s.fenced(err)
+					return
+				}
+				s.hub.counts.reported(result.GetCode())
 				s.reply(&wire.HubMessage{Body: &wire.HubMessage_ReportResult{ReportResult: result}})
 				if r.GetKind() == wire.ReportKind_REPORT_NODE && result.GetCode() == wire.ResultCode_RESULT_ACCEPTED {
 					s.lease.now()

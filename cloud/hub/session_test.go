@@ -16,6 +16,7 @@ import (
 
 	"github.com/holdfast-edge/holdfast/cloud/hub"
 	"github.com/holdfast-edge/holdfast/cloud/hub/edgetest"
+	"github.com/holdfast-edge/holdfast/cloud/report"
 	"github.com/holdfast-edge/holdfast/cloud/roster"
 	"github.com/holdfast-edge/holdfast/common/link"
 	"github.com/holdfast-edge/holdfast/common/link/linktest"
@@ -74,7 +75,7 @@ type fakeReports struct {
 	blocked map[string]chan struct{}
 }
 
-func (r *fakeReports) Write(ctx context.Context, node string, report *wire.Report) *wire.ReportResult {
+func (r *fakeReports) Write(ctx context.Context, node string, _ report.Epoch, said *wire.Report) (*wire.ReportResult, error) {
 	r.mu.Lock()
 	gate := r.blocked[node]
 	r.mu.Unlock()
@@ -82,23 +83,26 @@ func (r *fakeReports) Write(ctx context.Context, node string, report *wire.Repor
 		select {
 		case <-gate:
 		case <-ctx.Done():
-			return &wire.ReportResult{Id: report.Id, Code: wire.ResultCode_RESULT_RETRY}
+			return &wire.ReportResult{Id: said.Id, Code: wire.ResultCode_RESULT_RETRY}, nil
 		}
 	}
 	p := new(corev1.Pod)
-	_ = p.Unmarshal(report.Payload)
+	_ = p.Unmarshal(said.Payload)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.written = append(r.written, fmt.Sprintf("%s %s %s", node, p.UID, p.Status.Message))
-	return &wire.ReportResult{Id: report.Id, Code: wire.ResultCode_RESULT_ACCEPTED}
+	return &wire.ReportResult{Id: said.Id, Code: wire.ResultCode_RESULT_ACCEPTED}, nil
 }
 
 func (r *fakeReports) Token(_ context.Context, _ string, ask *wire.TokenAsk) *wire.TokenAnswer {
 	return &wire.TokenAnswer{Id: ask.Id, Code: wire.ResultCode_RESULT_ACCEPTED, Token: "t"}
 }
-func (r *fakeReports) Renew(context.Context, string) error                     { return nil }
-func (r *fakeReports) RestoreNode(context.Context, string) error               { return nil }
-func (r *fakeReports) RestoreReady(context.Context, string, *corev1.Pod) error { return nil }
+func (r *fakeReports) Claim(context.Context, string, string) (report.Epoch, error) { return 1, nil }
+func (r *fakeReports) Renew(context.Context, string, report.Epoch) error           { return nil }
+func (r *fakeReports) RestoreNode(context.Context, string, report.Epoch) error     { return nil }
+func (r *fakeReports) RestoreReady(context.Context, string, report.Epoch, *corev1.Pod) error {
+	return nil
+}
 
 type rig struct {
 	*linktest.Hub

@@ -22,7 +22,7 @@ import (
 const LabelRole = "node-role.kubernetes.io/edge"
 
 // node registers a node or brings its labels and status up to date, as the node.
-func (w *Writer) node(ctx context.Context, name string, payload []byte) (note string, err error) {
+func (w *Writer) node(ctx context.Context, name string, epoch Epoch, payload []byte) (note string, err error) {
 	said := new(corev1.Node)
 	if err := said.Unmarshal(payload); err != nil {
 		return "", fmt.Errorf("decode the report of node %s: %w: %w", name, err, errRejected)
@@ -38,8 +38,9 @@ func (w *Writer) node(ctx context.Context, name string, payload []byte) (note st
 		note = fmt.Sprintf("labels that a node may not set on itself were left out: %s; set them with kubectl label node %s", strings.Join(refused, ", "), name)
 		w.log.Debug("labels left out", "node", name, "labels", refused)
 	}
+	metadata.Annotations[roster.AnnotationEpoch] = epoch.String()
 	return note, patient(ctx, func(ctx context.Context) error {
-		n, err := w.ensureNode(as(ctx, name), name, metadata, said)
+		n, err := w.ensureNode(as(ctx, name), name, epoch, metadata, said)
 		if err != nil {
 			return err
 		}
@@ -55,7 +56,7 @@ func (w *Writer) node(ctx context.Context, name string, payload []byte) (note st
 }
 
 // ensureNode creates the Node or patches the metadata that differs.
-func (w *Writer) ensureNode(ctx context.Context, name string, metadata *metav1.ObjectMeta, said *corev1.Node) (*corev1.Node, error) {
+func (w *Writer) ensureNode(ctx context.Context, name string, epoch Epoch, metadata *metav1.ObjectMeta, said *corev1.Node) (*corev1.Node, error) {
 	nodes := w.asNode.CoreV1().Nodes()
 	n, err := nodes.Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
@@ -75,11 +76,14 @@ func (w *Writer) ensureNode(ctx context.Context, name string, metadata *metav1.O
 	if err != nil {
 		return nil, fmt.Errorf("register node %s: %w", name, err)
 	}
+	if err := fence(n.Annotations, epoch, "node "+name); err != nil {
+		return nil, err
+	}
 	patch := metav1.ObjectMeta{Labels: differing(metadata.Labels, n.Labels), Annotations: differing(metadata.Annotations, n.Annotations)}
 	if patch.Labels == nil && patch.Annotations == nil {
 		return n, nil
 	}
-	n, err = nodes.Patch(ctx, name, types.MergePatchType, metadataPatch(patch.Labels, patch.Annotations), metav1.PatchOptions{})
+	n, err = nodes.Patch(ctx, name, types.MergePatchType, metadataPatch(n, patch.Labels, patch.Annotations), metav1.PatchOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("label node %s: %w", name, err)
 	}
@@ -96,15 +100,17 @@ func (w *Writer) adorn(ctx context.Context, n *corev1.Node) error {
 	if len(labels) == 0 && annotations == nil {
 		return nil
 	}
-	if _, err := w.client.CoreV1().Nodes().Patch(ctx, n.Name, types.MergePatchType, metadataPatch(labels, annotations), metav1.PatchOptions{}); err != nil {
+	if _, err := w.client.CoreV1().Nodes().Patch(ctx, n.Name, types.MergePatchType, metadataPatch(n, labels, annotations), metav1.PatchOptions{}); err != nil {
 		return fmt.Errorf("label node %s with its role: %w", n.Name, err)
 	}
 	return nil
 }
 
-func metadataPatch(labels, annotations map[string]string) []byte {
+// metadataPatch patches the node in the version that was read, and no other: so
+// no session writes over what a later one wrote meanwhile.
+func metadataPatch(n *corev1.Node, labels, annotations map[string]string) []byte {
 	// An empty map is left out: a null would delete what is there.
-	metadata := map[string]map[string]string{}
+	metadata := map[string]any{"resourceVersion": n.ResourceVersion}
 	if len(labels) > 0 {
 		metadata["labels"] = labels
 	}
@@ -167,7 +173,7 @@ func allowedMetadata(said *corev1.Node) (m *metav1.ObjectMeta, refused []string,
 	}
 	slices.Sort(refused)
 	for k, v := range said.Annotations {
-		if k != roster.AnnotationHub {
+		if k != roster.AnnotationHub && k != roster.AnnotationEpoch {
 			m.Annotations[k] = v
 		}
 	}
@@ -271,7 +277,7 @@ func NodeReady(n *corev1.Node) bool {
 // RestoreNode writes a node's conditions as the node last reported them, after
 // the cluster had given it up. The node's lease must have been renewed before,
 // else the cluster gives it up again.
-func (w *Writer) RestoreNode(ctx context.Context, name string) error {
+func (w *Writer) RestoreNode(ctx context.Context, name string, epoch Epoch) error {
 	return w.slot(ctx, func(ctx context.Context) error {
 		return patient(ctx, func(ctx context.Context) error {
 			n, err := w.asNode.CoreV1().Nodes().Get(as(ctx, name), name, metav1.GetOptions{})
@@ -282,6 +288,10 @@ func (w *Writer) RestoreNode(ctx context.Context, name string) error {
 			if err != nil || !NeedsConditions(n) {
 				return err
 			}
+			if err := fence(n.Annotations, epoch, "the conditions of node "+name); err != nil {
+				return err
+			}
+			mark(&n.ObjectMeta, epoch)
 			n.Status.Conditions = mergeConditions(n.Status.Conditions, said, w.now())
 			if _, err := w.asNode.CoreV1().Nodes().UpdateStatus(as(ctx, name), n, metav1.UpdateOptions{}); err != nil {
 				return fmt.Errorf("write the conditions of node %s: %w", name, err)

@@ -43,8 +43,10 @@ func (w *Writer) current(ctx context.Context, node string, of *corev1.Pod) (*cor
 	return p, nil
 }
 
-// podStatus writes the status of a pod as the node.
-func (w *Writer) podStatus(ctx context.Context, node string, payload []byte) error {
+// podStatus writes the status of a pod as the node. A status that is there
+// already is written all the same under a new epoch: an older session may hold
+// another one that it has not written yet, and must find itself fenced.
+func (w *Writer) podStatus(ctx context.Context, node string, epoch Epoch, payload []byte) error {
 	said, err := decodePod(payload)
 	if err != nil {
 		return err
@@ -54,11 +56,14 @@ func (w *Writer) podStatus(ctx context.Context, node string, payload []byte) err
 		if err != nil {
 			return err
 		}
+		if err := fence(p.Annotations, epoch, "the status of pod "+p.Namespace+"/"+p.Name); err != nil {
+			return err
+		}
 		if ended(p.Status.Phase) && !ended(said.Status.Phase) {
 			return fmt.Errorf("pod %s/%s (uid %s) is %s in the cluster already and cannot be %s: %w", p.Namespace, p.Name, p.UID, p.Status.Phase, said.Status.Phase, errRejected)
 		}
 		merged := mergeStatus(p, &said.Status, w.now())
-		if apiequality.Semantic.DeepEqual(*merged, p.Status) {
+		if !mark(&p.ObjectMeta, epoch) && apiequality.Semantic.DeepEqual(*merged, p.Status) {
 			return nil
 		}
 		p.Status = *merged
@@ -181,13 +186,17 @@ func NeedsReady(p *corev1.Pod) bool {
 }
 
 // RestoreReady writes the Ready condition of a pod as the node.
-func (w *Writer) RestoreReady(ctx context.Context, node string, pod *corev1.Pod) error {
+func (w *Writer) RestoreReady(ctx context.Context, node string, epoch Epoch, pod *corev1.Pod) error {
 	return w.slot(ctx, func(ctx context.Context) error {
 		return patient(ctx, func(ctx context.Context) error {
 			p, err := w.current(ctx, node, pod)
 			if err != nil || !NeedsReady(p) {
 				return err
 			}
+			if err := fence(p.Annotations, epoch, "condition Ready of pod "+p.Namespace+"/"+p.Name); err != nil {
+				return err
+			}
+			mark(&p.ObjectMeta, epoch)
 			withReady(p, &p.Status, w.now())
 			if _, err = w.asNode.CoreV1().Pods(p.Namespace).UpdateStatus(as(ctx, node), p, metav1.UpdateOptions{}); err != nil {
 				return fmt.Errorf("set condition Ready of pod %s/%s: %w", p.Namespace, p.Name, err)

@@ -26,7 +26,7 @@ import (
 type Options struct {
 	Client kubernetes.Interface // cloudcore's own identity
 	AsNode kubernetes.Interface // acts as the node of the context (cloud/asnode)
-	Hub    string               // this hub's name, for the annotation holdfast.io/hub
+	Hub    string               // this hub's name, unlike every other's, for the annotation holdfast.io/hub
 	Log    *slog.Logger
 	// Now is the hub's clock; nil means time.Now.
 	Now func() time.Time
@@ -84,15 +84,20 @@ func Subject(r *wire.Report) string {
 	return "malformed"
 }
 
-// Write writes one report of a node and says how it went. When ctx ends first
-// the answer is RETRY.
-func (w *Writer) Write(ctx context.Context, node string, r *wire.Report) *wire.ReportResult {
+// Write writes one report of a node under the epoch of the session that it came
+// by, and says how it went. When ctx ends first the answer is RETRY. The error is
+// ErrFenced or nil: a report that is fenced is not written, and the next session
+// brings it again, or something newer.
+func (w *Writer) Write(ctx context.Context, node string, epoch Epoch, r *wire.Report) (*wire.ReportResult, error) {
 	var note string
 	err := w.slot(ctx, func(ctx context.Context) error {
 		var err error
-		note, err = w.write(ctx, node, r)
+		note, err = w.write(ctx, node, epoch, r)
 		return err
 	})
+	if errors.Is(err, ErrFenced) {
+		return nil, err
+	}
 	if apierrors.IsForbidden(err) && r.GetKind() != wire.ReportKind_REPORT_EVENT {
 		// What a node says of itself and of its pods is its own to say. An
 		// apiserver that has just started refuses it until its caches are full.
@@ -106,15 +111,15 @@ func (w *Writer) Write(ctx context.Context, node string, r *wire.Report) *wire.R
 	if code == wire.ResultCode_RESULT_REJECTED {
 		w.log.Warn("a report was rejected", "node", node, "kind", r.GetKind().String(), "err", err)
 	}
-	return &wire.ReportResult{Id: r.GetId(), Code: code, Message: message}
+	return &wire.ReportResult{Id: r.GetId(), Code: code, Message: message}, nil
 }
 
-func (w *Writer) write(ctx context.Context, node string, r *wire.Report) (note string, err error) {
+func (w *Writer) write(ctx context.Context, node string, epoch Epoch, r *wire.Report) (note string, err error) {
 	switch r.GetKind() {
 	case wire.ReportKind_REPORT_NODE:
-		return w.node(ctx, node, r.GetPayload())
+		return w.node(ctx, node, epoch, r.GetPayload())
 	case wire.ReportKind_REPORT_POD_STATUS:
-		return "", w.podStatus(ctx, node, r.GetPayload())
+		return "", w.podStatus(ctx, node, epoch, r.GetPayload())
 	case wire.ReportKind_REPORT_POD_GONE:
 		return "", w.podGone(ctx, node, r.GetPayload())
 	case wire.ReportKind_REPORT_EVENT:

@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/holdfast-edge/holdfast/cloud/report"
 	"github.com/holdfast-edge/holdfast/cloud/roster"
 	"github.com/holdfast-edge/holdfast/common/wire"
 )
@@ -208,13 +209,18 @@ func (s *source) generate(ctx context.Context, rate, pods int, during time.Durat
 
 // sink takes the place of cloud/report: every report is accepted at once.
 type sink struct {
-	accepted, renewed atomic.Uint64
+	accepted, claimed, renewed atomic.Uint64
 }
 
 // Write is part of hub.Reports.
-func (k *sink) Write(_ context.Context, _ string, r *wire.Report) *wire.ReportResult {
+func (k *sink) Write(_ context.Context, _ string, _ report.Epoch, r *wire.Report) (*wire.ReportResult, error) {
 	k.accepted.Add(1)
-	return &wire.ReportResult{Id: r.GetId(), Code: wire.ResultCode_RESULT_ACCEPTED}
+	return &wire.ReportResult{Id: r.GetId(), Code: wire.ResultCode_RESULT_ACCEPTED}, nil
+}
+
+// Claim is part of hub.Reports.
+func (k *sink) Claim(context.Context, string, string) (report.Epoch, error) {
+	return report.Epoch(k.claimed.Add(1)), nil
 }
 
 // Token is part of hub.Reports.
@@ -223,11 +229,13 @@ func (k *sink) Token(_ context.Context, _ string, ask *wire.TokenAsk) *wire.Toke
 }
 
 // Renew is part of hub.Reports.
-func (k *sink) Renew(context.Context, string) error {
+func (k *sink) Renew(context.Context, string, report.Epoch) error {
 	k.renewed.Add(1)
 	return nil
 }
 
 // RestoreNode and RestoreReady are part of hub.Reports.
-func (k *sink) RestoreNode(context.Context, string) error               { return nil }
-func (k *sink) RestoreReady(context.Context, string, *corev1.Pod) error { return nil }
+func (k *sink) RestoreNode(context.Context, string, report.Epoch) error { return nil }
+func (k *sink) RestoreReady(context.Context, string, report.Epoch, *corev1.Pod) error {
+	return nil
+}

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"syscall"
@@ -143,13 +144,16 @@ func openIdentity(ctx context.Context, cfg config.Cloud, c *clients, log *slog.L
 	}
 }
 
-// hubName names this hub in the annotation of its nodes.
+// hubName names this hub, unlike every other of the cluster: its machine, and the
+// address by which edges reach it.
 func hubName(cfg config.Cloud) string {
-	if len(cfg.AdvertiseAddresses) > 0 {
-		return cfg.AdvertiseAddresses[0]
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
 	}
-	if name, err := os.Hostname(); err == nil {
-		return name
+	address := cfg.Listen
+	if _, port, err := net.SplitHostPort(cfg.Listen); err == nil && len(cfg.AdvertiseAddresses) > 0 {
+		address = net.JoinHostPort(cfg.AdvertiseAddresses[0], port)
 	}
-	return cfg.Listen
+	return host + "/" + address
 }
