@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/klauspost/compress/zstd"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -18,7 +20,8 @@ const ProtocolVersion = 1
 // Limits of one message, in bytes. An apiserver takes objects of about 1.5 MiB
 // at most, so one object always fits.
 const (
-	// MaxMessage is the largest encoded message that either side accepts.
+	// MaxMessage is the largest message that either side accepts, on the line and
+	// expanded.
 	MaxMessage = 4 << 20
 	// SoftMessage is where a sender closes a batch (Changes, Inventory) and
 	// begins the next; a single larger object still travels alone.
@@ -32,23 +35,38 @@ const (
 // ErrMalformed is what every decoding error wraps.
 var ErrMalformed = errors.New("malformed message")
 
-// Encode returns m's bytes, or an error if they would exceed MaxMessage.
+// Encode returns m as it travels: a byte that says how it is encoded, and the
+// rest. It fails if the message would exceed MaxMessage, compressed or not.
 func Encode(m proto.Message) ([]byte, error) {
-	b, err := proto.Marshal(m)
+	name := m.ProtoReflect().Descriptor().Name()
+	size := 1 + proto.Size(m)
+	if size > MaxMessage {
+		return nil, fmt.Errorf("encode %s: %d bytes exceed the limit of %d", name, size, MaxMessage)
+	}
+	plain := make([]byte, 1, size)
+	plain[0] = encodingPlain
+	plain, err := proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(plain, m)
 	if err != nil {
-		return nil, fmt.Errorf("encode %s: %w", m.ProtoReflect().Descriptor().Name(), err)
+		return nil, fmt.Errorf("encode %s: %w", name, err)
 	}
-	if len(b) > MaxMessage {
-		return nil, fmt.Errorf("encode %s: %d bytes exceed the limit of %d", m.ProtoReflect().Descriptor().Name(), len(b), MaxMessage)
+	if len(plain) < worthwhile || !compressible(m) {
+		return plain, nil
 	}
-	return b, nil
+	encoder := compressDown
+	if _, up := m.(*EdgeMessage); up {
+		encoder = compressUp
+	}
+	if encoded, ok := compress(encoder(), plain); ok {
+		return encoded, nil
+	}
+	return plain, nil
 }
 
 // DecodeEdge reads a message that an edge sent. The hub must expect anything:
 // every error wraps ErrMalformed.
 func DecodeEdge(b []byte) (*EdgeMessage, error) {
 	m := new(EdgeMessage)
-	if err := decode(b, m); err != nil {
+	if err := decode(b, m, expandUp, checkEdgeBody); err != nil {
 		return nil, err
 	}
 	switch body := m.GetBody().(type) {
@@ -69,7 +87,7 @@ func DecodeEdge(b []byte) (*EdgeMessage, error) {
 // DecodeHub reads a message that a hub sent. Every error wraps ErrMalformed.
 func DecodeHub(b []byte) (*HubMessage, error) {
 	m := new(HubMessage)
-	if err := decode(b, m); err != nil {
+	if err := decode(b, m, expandDown, func(protowire.Number, []byte) error { return nil }); err != nil {
 		return nil, err
 	}
 	switch body := m.GetBody().(type) {
@@ -95,15 +113,40 @@ func DecodeHub(b []byte) (*HubMessage, error) {
 	return m, nil
 }
 
-func decode(b []byte, m proto.Message) error {
-	name := m.ProtoReflect().Descriptor().Name()
+func decode(b []byte, m proto.Message, expander func() *zstd.Decoder, check func(body protowire.Number, value []byte) error) error {
+	d := m.ProtoReflect().Descriptor()
 	if len(b) > MaxMessage {
-		return fmt.Errorf("%w: %s: %d bytes exceed the limit of %d", ErrMalformed, name, len(b), MaxMessage)
+		return fmt.Errorf("%w: %s: %d bytes exceed the limit of %d", ErrMalformed, d.Name(), len(b), MaxMessage)
 	}
-	if err := proto.Unmarshal(b, m); err != nil {
-		return fmt.Errorf("%w: %s: %w", ErrMalformed, name, err)
+	body, err := content(b, expander)
+	if err == nil {
+		err = checkBody(body, d, check)
+	}
+	if err == nil {
+		err = proto.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(body, m)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrMalformed, d.Name(), err)
 	}
 	return nil
+}
+
+// content undoes the encoding of a message.
+func content(b []byte, expander func() *zstd.Decoder) ([]byte, error) {
+	if len(b) == 0 {
+		return nil, errors.New("it is empty")
+	}
+	switch b[0] {
+	case encodingPlain:
+		return b[1:], nil
+	case encodingZstd:
+		body, err := expand(expander(), b[1:])
+		if err != nil {
+			return nil, fmt.Errorf("expand: %w", err)
+		}
+		return body, nil
+	}
+	return nil, fmt.Errorf("encoding %d is not known", b[0])
 }
 
 // checkRef holds what both sides rely on: a known kind, a name, a uid that is
