@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -71,7 +70,7 @@ func playEdges(ctx context.Context, in io.Reader, out io.Writer) error {
 	// The memory of the load's generator is not measured; its CPU time is short.
 	debug.SetGCPercent(200)
 	ctx, cancel := context.WithCancel(ctx)
-	p := &edgesProcess{log: slog.New(&fewWords{Handler: slog.NewTextHandler(io.Discard, nil), out: slog.NewTextHandler(os.Stderr, nil), left: new(quota)})}
+	p := &edgesProcess{log: quietLog()}
 	p.group, p.ctx = errgroup.WithContext(ctx)
 	err := obey(ctx, in, out, methods{
 		"setup":     method(p.setUp),

@@ -74,7 +74,7 @@ func (h *hubProcess) setUp(ctx context.Context, s hubSetup) (hubAt, error) {
 	if h.source, err = newSource(s.Nodes, s.Pods); err != nil {
 		return hubAt{}, err
 	}
-	log := slog.New(&fewWords{Handler: slog.NewTextHandler(io.Discard, nil), out: slog.NewTextHandler(os.Stderr, nil), left: new(quota)})
+	log := quietLog()
 	config, err := h.tls()
 	if err != nil {
 		return hubAt{}, err

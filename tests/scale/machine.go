@@ -92,35 +92,20 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// fewWords formats every record, as a daemon's log costs it, and shows only the
-// first few warnings.
-type fewWords struct {
-	slog.Handler
-	out  slog.Handler
-	left *quota
+// quietLog formats every record, as a daemon's log costs it, and shows only the
+// first few errors.
+func quietLog() *slog.Logger {
+	return slog.New(slog.NewTextHandler(new(fewErrors), nil))
 }
 
-type quota struct{ used atomic.Int32 }
+type fewErrors struct{ shown atomic.Int32 }
 
-const maxWords = 5
+const maxShown = 5
 
-// Handle is part of slog.Handler.
-func (f *fewWords) Handle(ctx context.Context, r slog.Record) error {
-	if err := f.Handler.Handle(ctx, r); err != nil {
-		return err
+// Write takes one record.
+func (f *fewErrors) Write(b []byte) (int, error) {
+	if bytes.Contains(b, []byte("level=ERROR")) && f.shown.Add(1) <= maxShown {
+		return os.Stderr.Write(b)
 	}
-	if r.Level < slog.LevelError || f.left.used.Add(1) > maxWords {
-		return nil
-	}
-	return f.out.Handle(ctx, r)
-}
-
-// WithAttrs is part of slog.Handler.
-func (f *fewWords) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return &fewWords{f.Handler.WithAttrs(attrs), f.out.WithAttrs(attrs), f.left}
-}
-
-// WithGroup is part of slog.Handler.
-func (f *fewWords) WithGroup(name string) slog.Handler {
-	return &fewWords{f.Handler.WithGroup(name), f.out.WithGroup(name), f.left}
+	return len(b), nil
 }
