@@ -74,7 +74,7 @@ func (p *place) registers(t *testing.T) {
 	}
 	eventually(t, "the node has a lease", func() bool {
 		l, err := p.client.CoordinationV1().Leases("kube-node-lease").Get(t.Context(), "till-1", metav1.GetOptions{})
-		return err == nil && l.OwnerReferences[0].UID == n.UID && l.Spec.RenewTime != nil
+		return err == nil && len(l.OwnerReferences) == 1 && l.OwnerReferences[0].UID == n.UID && l.Spec.RenewTime != nil
 	})
 	e.WaitObjects("its Node", edgetest.Has("node//till-1"))
 	e.Wait("Synced", func(s edgetest.Seen) bool { return s.Synced > 0 || s.Welcome.InSync })
