@@ -29,8 +29,7 @@ type mark struct {
 	// seen says what the watch last told: a version, or anything that no object
 	// has for a version. "" is nothing yet.
 	seen   string
-	relist bool   // a list of everything has begun since it was marked
-	listed string // the version that it told
+	listed string // the version that a list of everything has told
 }
 
 func newMarks(kind wire.Kind, changed func(string), unread func(roster.Key)) *marks {
@@ -132,7 +131,7 @@ func (m *marks) relisting() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, at := range m.byKey {
-		at.relist, at.listed = true, ""
+		at.listed = ""
 	}
 }
 
@@ -148,21 +147,20 @@ func (m *marks) listed(obj runtime.Object, gone bool) {
 	}
 }
 
-// relisted compares what was listed with what was seen. What the list did not
-// tell, and what was marked while it ran, is to be read again: it may be gone or
-// have changed.
+// relisted compares what was listed with what was seen. What the list has not
+// told since it was marked is to be read again: it may be gone or have changed.
 func (m *marks) relisted(version string, anew bool) {
 	told := make(map[string]bool)
 	m.mu.Lock()
 	for _, at := range m.byKey {
 		seen := version
-		if at.relist && at.listed != "" {
+		if at.listed != "" {
 			seen = at.listed
 		}
 		if anew {
 			seen = "restored " + seen // newer than every version, as order has it
 		}
-		at.relist, at.listed = false, ""
+		at.listed = ""
 		for _, node := range at.see(seen) {
 			told[node] = true
 		}

@@ -241,8 +241,17 @@ func (s *stream) versionOf(e watch.Event) (string, error) {
 // relist tells the sink everything that there is, then goes on watching.
 func (s *stream) relist(ctx context.Context) error {
 	s.relists.Add(1)
-	version, w, err := s.streamed(ctx)
-	if unsupported(err) {
+	s.sink.relisting()
+	all, seconds := true, int64((watchFor + rand.N(watchFor)).Seconds())
+	w, err := s.source.WatchWithContext(ctx, metav1.ListOptions{
+		SendInitialEvents: &all, ResourceVersionMatch: metav1.ResourceVersionMatchNotOlderThan,
+		AllowWatchBookmarks: true, TimeoutSeconds: &seconds,
+	})
+	var version string
+	switch {
+	case err == nil:
+		version, err = s.streamed(ctx, w)
+	case unsupported(err):
 		version, err = s.paged(ctx)
 	}
 	if err != nil {
@@ -261,18 +270,10 @@ func unsupported(err error) bool {
 	return apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) || apierrors.IsMethodNotSupported(err)
 }
 
-// streamed asks for a watch that begins with everything that there is: the server
-// sends it object by object from its cache.
-func (s *stream) streamed(ctx context.Context) (version string, w watch.Interface, err error) {
-	s.sink.relisting()
-	all, seconds := true, int64((watchFor + rand.N(watchFor)).Seconds())
-	w, err = s.source.WatchWithContext(ctx, metav1.ListOptions{
-		SendInitialEvents: &all, ResourceVersionMatch: metav1.ResourceVersionMatchNotOlderThan,
-		AllowWatchBookmarks: true, TimeoutSeconds: &seconds,
-	})
-	if err != nil {
-		return "", nil, err
-	}
+// streamed takes the beginning of a watch that tells everything that there is: the
+// server sends it object by object from its cache. After an error the watch is
+// stopped.
+func (s *stream) streamed(ctx context.Context, w watch.Interface) (version string, err error) {
 	defer func() {
 		if err != nil {
 			w.Stop()
@@ -281,23 +282,23 @@ func (s *stream) streamed(ctx context.Context) (version string, w watch.Interfac
 	for {
 		select {
 		case <-ctx.Done():
-			return "", nil, context.Cause(ctx)
+			return "", context.Cause(ctx)
 		case e, ok := <-w.ResultChan():
 			switch {
 			case !ok:
-				return "", nil, errors.New("the apiserver ended the stream early")
+				return "", errors.New("the apiserver ended the stream early")
 			case e.Type == watch.Error:
-				return "", nil, apierrors.FromObject(e.Object)
+				return "", apierrors.FromObject(e.Object)
 			case e.Type != watch.Bookmark:
 				s.sink.listed(e.Object, e.Type == watch.Deleted)
 				continue
 			}
 			m, err := meta.Accessor(e.Object)
 			if err != nil {
-				return "", nil, err
+				return "", err
 			}
 			if m.GetAnnotations()[metav1.InitialEventsAnnotationKey] == "true" {
-				return m.GetResourceVersion(), w, nil
+				return m.GetResourceVersion(), nil
 			}
 		}
 	}
@@ -305,7 +306,6 @@ func (s *stream) streamed(ctx context.Context) (version string, w watch.Interfac
 
 // paged lists everything in pages, for servers that cannot stream.
 func (s *stream) paged(ctx context.Context) (version string, err error) {
-	s.sink.relisting()
 	o := metav1.ListOptions{Limit: pageSize}
 	for {
 		page, err := s.page(ctx, o)

@@ -2,7 +2,6 @@ package watch
 
 import (
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"strconv"
 
@@ -89,8 +88,6 @@ func (t *truth) restore(version int) {
 	t.history = t.history[:version-t.first]
 	t.version = version
 }
-
-func same(a, b map[string]string) bool { return maps.Equal(a, b) }
 
 func say(version int) string { return strconv.Itoa(version) }
 
