@@ -31,6 +31,7 @@ func TestCloudcore(t *testing.T) {
 	t.Run("an edge that lost its database is not given ended pods", p.ended)
 	t.Run("a deleted pod leaves a node that was away", p.away)
 	t.Run("nothing is lost while the apiserver is away", p.apiserverAway)
+	t.Run("of two hubs the later claim writes", p.fences)
 	t.Run("a silent node keeps its pods", p.silent)
 }
 

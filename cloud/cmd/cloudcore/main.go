@@ -98,10 +98,13 @@ func serve(ctx context.Context, cfg config.Cloud, log *slog.Logger) error {
 		return err
 	}
 	reports := report.New(report.Options{Client: clients.own, AsNode: clients.asNode, Hub: hubName(cfg), Log: log})
-	nodes := hub.New(hub.Options{Cluster: cluster, Reports: reports, Log: log, Version: version})
+	var nodes *hub.Hub
+	revoked := enroll.NewRevocations(enroll.RevocationsOptions{Client: clients.own, Log: log,
+		OnRevoked: func(node string, before time.Time) { nodes.Revoke(node, before) }})
+	nodes = hub.New(hub.Options{Cluster: cluster, Reports: reports, Admit: revoked.Admit, Log: log, Version: version})
 	keeper := autonomy.New(autonomy.Options{Client: clients.own, Cluster: cluster, Log: log, Hub: hubName(cfg)})
 	joins := enroll.New(enroll.Options{Client: clients.own, CA: self.CA(), Log: log})
-	acceptor, links, err := door.accept(link.AcceptOptions{Timing: link.Timing{KeepAlive: cfg.KeepAlive.Duration, UserTimeout: cfg.LineTimeout.Duration}, Log: log}, self)
+	acceptor, links, err := door.accept(link.AcceptOptions{Timing: link.Timing{KeepAlive: cfg.KeepAlive.Duration, UserTimeout: cfg.LineTimeout.Duration}, Admit: revoked.Admit, Log: log}, self)
 	if err != nil {
 		return err
 	}
@@ -110,6 +113,7 @@ func serve(ctx context.Context, cfg config.Cloud, log *slog.Logger) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return cluster.Run(ctx) })
 	group.Go(func() error { return self.Run(ctx) })
+	group.Go(func() error { return revoked.Run(ctx) })
 	group.Go(func() error { return joins.Run(ctx) })
 	group.Go(func() error { return keeper.Run(ctx) })
 	group.Go(func() error { return nodes.Serve(ctx, acceptor) })
