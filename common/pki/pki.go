@@ -31,6 +31,11 @@ const (
 	CATTL     = 10 * 365 * 24 * time.Hour
 	NodeTTL   = 365 * 24 * time.Hour
 	ServerTTL = 365 * 24 * time.Hour
+	// MaxNodeTTL and MaxRenewGrace bound what a hub may be configured to: the life
+	// of a node's certificate, and how long after its end the old key may renew it.
+	// Together they say how long a revocation must be remembered.
+	MaxNodeTTL    = 2 * 365 * 24 * time.Hour
+	MaxRenewGrace = 365 * 24 * time.Hour
 	// Backdate is how far before the signer's clock a certificate begins, for
 	// machines whose clock is behind a little.
 	Backdate = time.Hour
@@ -114,6 +119,12 @@ func (ca *CA) Hash() string { return CAHash(ca.Cert) }
 // has it count; every name in it is ignored but for its common name, which must
 // not be another node's.
 func (ca *CA) SignNode(csrPEM []byte, name string, ttl time.Duration) ([]byte, error) {
+	return ca.SignNodeAt(csrPEM, name, time.Now(), ttl)
+}
+
+// SignNodeAt is SignNode at that time by the signer's clock, which the
+// certificate tells (IssuedAt).
+func (ca *CA) SignNodeAt(csrPEM []byte, name string, at time.Time, ttl time.Duration) ([]byte, error) {
 	if err := CheckNodeName(name); err != nil {
 		return nil, err
 	}
@@ -128,13 +139,18 @@ func (ca *CA) SignNode(csrPEM []byte, name string, ttl time.Duration) ([]byte, e
 		Subject:     pkix.Name{CommonName: NodeUserPrefix + name, Organization: []string{NodesGroup}},
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	}, csr.PublicKey, ttl)
+	}, csr.PublicKey, at, ttl)
 }
 
 // SignServer makes a key and a serving certificate for those host names and IP
 // addresses. The chain ends with the CA, so that a joining node can compare its
 // hash.
 func (ca *CA) SignServer(hosts []string, ttl time.Duration) (tls.Certificate, error) {
+	return ca.SignServerAt(hosts, time.Now(), ttl)
+}
+
+// SignServerAt is SignServer at that time by the signer's clock.
+func (ca *CA) SignServerAt(hosts []string, at time.Time, ttl time.Duration) (tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return tls.Certificate{}, fmt.Errorf("make the hub's key: %w", err)
@@ -151,7 +167,7 @@ func (ca *CA) SignServer(hosts []string, ttl time.Duration) (tls.Certificate, er
 			template.DNSNames = append(template.DNSNames, strings.TrimSuffix(host, "."))
 		}
 	}
-	certPEM, err := ca.sign(template, &key.PublicKey, ttl)
+	certPEM, err := ca.sign(template, &key.PublicKey, at, ttl)
 	if err != nil {
 		return tls.Certificate{}, fmt.Errorf("sign the hub's certificate: %w", err)
 	}
@@ -162,7 +178,7 @@ func (ca *CA) SignServer(hosts []string, ttl time.Duration) (tls.Certificate, er
 	return tls.Certificate{Certificate: [][]byte{leaf.Raw, ca.Cert.Raw}, PrivateKey: key, Leaf: leaf}, nil
 }
 
-func (ca *CA) sign(template *x509.Certificate, key any, ttl time.Duration) ([]byte, error) {
+func (ca *CA) sign(template *x509.Certificate, key any, at time.Time, ttl time.Duration) ([]byte, error) {
 	if ttl <= 0 {
 		return nil, fmt.Errorf("a certificate's life of %s", ttl)
 	}
@@ -170,9 +186,8 @@ func (ca *CA) sign(template *x509.Certificate, key any, ttl time.Duration) ([]by
 	if template.SerialNumber, err = serial(); err != nil {
 		return nil, err
 	}
-	now := time.Now()
-	template.NotBefore = now.Add(-Backdate)
-	template.NotAfter = now.Add(ttl)
+	template.NotBefore = at.Add(-Backdate)
+	template.NotAfter = at.Add(ttl)
 	if template.NotAfter.After(ca.Cert.NotAfter) {
 		template.NotAfter = ca.Cert.NotAfter
 	}

@@ -37,6 +37,10 @@ func TestWrongUsageIsSaidAndExitsWithTwo(t *testing.T) {
 		{"token uses", []string{"token", "create", "--uses", "-1"}, "--uses"},
 		{"delete nothing", []string{"token", "delete"}, "token list"},
 		{"delete no id", []string{"token", "delete", "Nobody"}, "Nobody"},
+		{"unknown node command", []string{"node", "steal"}, `"steal"`},
+		{"revoke nobody", []string{"node", "revoke"}, "node list"},
+		{"revoke two", []string{"node", "revoke", "a", "b"}, "the one node"},
+		{"revoke no name", []string{"node", "revoke", "Shop_42"}, "Shop_42"},
 		{"status format", []string{"status", "-o", "yaml"}, "yaml"},
 		{"listen", []string{"init", "--listen", "10350", "--data-dir", dir, "--config", dir + "/cloudcore.yaml"}, "listen"},
 		{"kubeconfig", []string{"init", "--kubeconfig", dir + "/none", "--data-dir", dir, "--config", dir + "/cloudcore.yaml"}, dir + "/none"},
@@ -55,7 +59,7 @@ func TestWrongUsageIsSaidAndExitsWithTwo(t *testing.T) {
 }
 
 func TestHelpAndVersion(t *testing.T) {
-	for _, args := range [][]string{{}, {"--help"}, {"join", "--help"}, {"token"}, {"version"}, {"--version"}} {
+	for _, args := range [][]string{{}, {"--help"}, {"join", "--help"}, {"token"}, {"node"}, {"node", "revoke", "--help"}, {"version"}, {"--version"}} {
 		code, out := holdfast(t, "", args...)
 		if code != 0 || !strings.Contains(out, "holdfast") {
 			t.Errorf("%v: exit code %d:\n%s", args, code, out)
