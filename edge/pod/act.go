@@ -118,7 +118,7 @@ func (w *worker) markSandbox(id string) {
 // idle runs what can wait when the node is not busy starting pods.
 func (m *Manager) idle(ctx context.Context, a plan.Action, f func() error) error {
 	if a.Idle {
-		if err := m.starts.quiet(ctx); err != nil {
+		if err := m.starts.quiet(ctx, idlePatience); err != nil {
 			return err
 		}
 	}
@@ -149,8 +149,8 @@ func (g *gate) leave() {
 
 // quiet waits until there are none. A pod that starts again and again cannot hold others' rubbish for ever:
 // there is a limit to the patience.
-func (g *gate) quiet(ctx context.Context) error {
-	limit := time.NewTimer(idlePatience)
+func (g *gate) quiet(ctx context.Context, patience time.Duration) error {
+	limit := time.NewTimer(patience)
 	defer limit.Stop()
 	for {
 		g.mu.Lock()
@@ -174,19 +174,6 @@ func (g *gate) quiet(ctx context.Context) error {
 }
 
 const idlePatience = time.Minute
-
-// slot waits for its turn to start something; the function that it returns gives the slot back.
-func (m *Manager) slot(ctx context.Context) (func(), error) {
-	m.starts.enter()
-	if err := m.slots.Acquire(ctx, 1); err != nil {
-		m.starts.leave()
-		return nil, err
-	}
-	return func() {
-		m.slots.Release(1)
-		m.starts.leave()
-	}, nil
-}
 
 // filesOf are the log file and the file for the termination message of a container, "" when not known.
 func (w *worker) filesOf(id string) (log, message string) {
@@ -228,20 +215,15 @@ func (m *Manager) startSandbox(ctx context.Context, uid string, p *corev1.Pod, a
 		writes.Go(func() error { return m.o.Store.SetPodState(ctx, uid, state) })
 	}
 	id, err := func() (string, error) {
-		release, err := m.slot(ctx)
-		if err != nil {
+		m.starts.enter()
+		defer m.starts.leave()
+		if err := m.furnish(ctx, uid, p); err != nil {
 			return "", err
 		}
-		defer release()
-		if err := os.MkdirAll(m.dir(uid), 0o750); err != nil {
-			return "", fmt.Errorf("directory of pod %s/%s: %w", p.Namespace, p.Name, err)
-		}
-		if _, err := m.o.Volumes.Mount(ctx, p, nil); err != nil {
-			return "", &mountError{err}
-		}
-		if err := m.o.Cgroups.Ensure(p); err != nil {
+		if err := m.lanes.sandbox(ctx); err != nil {
 			return "", err
 		}
+		defer m.lanes.leave()
 		return m.o.Runtime.RunSandbox(ctx, m.sandboxSpec(p, a.Attempt))
 	}()
 	stored := writes.Wait()
@@ -265,6 +247,25 @@ func (m *Manager) startSandbox(ctx context.Context, uid string, p *corev1.Pod, a
 		}
 		w.log.Warn("pod's sandbox cannot be started", "err", err, "again", again)
 	}
+}
+
+// parallelMounts bounds the pods whose volumes are made ready at once.
+const parallelMounts = 8
+
+// furnish makes ready what a sandbox needs before it: the pod's directory, its volumes and its cgroup. It takes no
+// lane, because a volume may wait for a token from the cloud, and others can start meanwhile.
+func (m *Manager) furnish(ctx context.Context, uid string, p *corev1.Pod) error {
+	if err := m.rooms.Acquire(ctx, 1); err != nil {
+		return err
+	}
+	defer m.rooms.Release(1)
+	if err := os.MkdirAll(m.dir(uid), 0o750); err != nil {
+		return fmt.Errorf("directory of pod %s/%s: %w", p.Namespace, p.Name, err)
+	}
+	if _, err := m.o.Volumes.Mount(ctx, p, nil); err != nil {
+		return &mountError{err}
+	}
+	return m.o.Cgroups.Ensure(p)
 }
 
 type mountError struct{ err error }

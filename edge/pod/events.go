@@ -23,8 +23,10 @@ const (
 	eventBurst  = 3
 	eventEvery  = 5 * time.Minute
 	eventMemory = 1024 // series that are remembered
-	// eventPatience is how long an event waits for others, as it is no state and nobody waits for it.
+	// eventPatience is how long an event waits for others, as it is no state and nobody waits for it;
+	// eventQuiet is how much longer it waits while pods are being started.
 	eventPatience = time.Second
+	eventQuiet    = 5 * time.Second
 	// eventSimilar is how many events may differ in their message alone.
 	eventSimilar = 10
 )
@@ -36,7 +38,8 @@ type events struct {
 	clock Clock
 	node  string
 	log   *slog.Logger
-	run   string // tells this run of edgecore from others, so that counts begin anew under a new name
+	quiet func(context.Context, time.Duration) error // waits until nothing is being started
+	run   string                                     // tells this run of edgecore from others, so that counts begin anew under a new name
 
 	mu      sync.Mutex
 	series  map[string]*series
@@ -51,8 +54,8 @@ type series struct {
 	sent  time.Duration // when it was last reported
 }
 
-func newEvents(s *store.Store, c Clock, node string, log *slog.Logger) *events {
-	return &events{store: s, clock: c, node: node, log: log, run: rand.Text(), series: map[string]*series{},
+func newEvents(s *store.Store, c Clock, node string, log *slog.Logger, quiet func(context.Context, time.Duration) error) *events {
+	return &events{store: s, clock: c, node: node, log: log, quiet: quiet, run: rand.Text(), series: map[string]*series{},
 		pending: map[string][]byte{}, wake: make(chan struct{}, 1)}
 }
 
@@ -61,11 +64,14 @@ func (e *events) serve(ctx context.Context) {
 	for {
 		select {
 		case <-e.wake:
-			// The disk has better things to do while pods start; what comes meanwhile goes in the same
-			// commit.
+			// The node, the line and the cloud have better things to do while pods start; what comes
+			// meanwhile goes in the same commit.
 			select {
 			case <-time.After(eventPatience):
 			case <-ctx.Done():
+			}
+			if err := e.quiet(ctx, eventQuiet); err != nil && ctx.Err() == nil {
+				e.log.Warn("events are not held back", "err", err)
 			}
 			e.flush()
 		case <-ctx.Done():
@@ -78,7 +84,7 @@ func (e *events) serve(ctx context.Context) {
 // flush stores what is pending, several at a time: writes that wait together share one commit.
 func (e *events) flush() {
 	var writes errgroup.Group
-	writes.SetLimit(16)
+	writes.SetLimit(64) // as many as share a commit
 	for {
 		e.mu.Lock()
 		if len(e.order) == 0 {

@@ -17,7 +17,7 @@ func TestRepeatingEventBurnsNoTraffic(t *testing.T) {
 	must(t, err)
 	defer s.Close()
 	clock := newLeapClock()
-	e := newEvents(s, clock, "edge-1", slog.New(slog.DiscardHandler))
+	e := newEvents(s, clock, "edge-1", slog.New(slog.DiscardHandler), (&gate{}).quiet)
 	p := busyboxPod("crash", "")
 	read := func() []corev1.Event {
 		e.flush()

@@ -80,7 +80,8 @@ type Manager struct {
 	o      Options
 	clock  Clock
 	log    *slog.Logger
-	slots  *semaphore.Weighted
+	lanes  *lanes
+	rooms  *semaphore.Weighted // for pods whose volumes are made ready
 	starts gate
 	images *images
 	events *events
@@ -123,12 +124,13 @@ func New(o Options) (*Manager, error) {
 	o.Relist = cmp.Or(o.Relist, 60*time.Second)
 	m := &Manager{
 		o: o, clock: o.Clock, log: o.Log,
-		slots:   semaphore.NewWeighted(int64(o.Parallel)),
+		lanes:   newLanes(o.Parallel),
+		rooms:   semaphore.NewWeighted(parallelMounts),
 		workers: map[string]*worker{},
 		resyncs: make(chan struct{}, 1),
 	}
 	m.images = newImages(o.Runtime, o.Clock)
-	m.events = newEvents(o.Store, o.Clock, o.NodeName, o.Log)
+	m.events = newEvents(o.Store, o.Clock, o.NodeName, o.Log, m.starts.quiet)
 	m.probes = probe.New(probe.Options{
 		Exec: func(ctx context.Context, id string, cmd []string, timeout time.Duration) (int32, string, error) {
 			r, err := o.Runtime.Exec(ctx, id, cmd, timeout)

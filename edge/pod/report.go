@@ -149,8 +149,8 @@ func (w *worker) report(ctx context.Context, p plan.Plan) {
 	if w.record.Ending != nil && w.reported == nil && w.record.Phase == "" && len(w.seen.Containers) == 0 && len(w.record.Memory.Attempts) == 0 {
 		return
 	}
-	if w.soon(&s) {
-		w.again(reportPatience)
+	if wait := w.soon(&s); wait > 0 {
+		w.again(wait)
 		return
 	}
 	out := &corev1.Pod{Status: s}
@@ -180,25 +180,35 @@ func (w *worker) report(ctx context.Context, p plan.Plan) {
 	w.dirty()
 }
 
-// reportPatience is how long a report waits for a better one.
-const reportPatience = 500 * time.Millisecond
+// How long a report waits for a better one; the first of a pod longer, because the cloud calls a pod Pending by
+// itself.
+const (
+	reportPatience = 500 * time.Millisecond
+	firstPatience  = 2 * time.Second
+)
 
-// soon tells whether there will be more to say in a moment: between the start of the sandbox and that of the
-// first container only an address is new, and each report is a write to the disk and bytes on the line.
-func (w *worker) soon(s *corev1.PodStatus) bool {
-	now := w.m.clock.Mono()
-	if w.reported == nil || w.reported.Phase != s.Phase || !w.busyStarting() || len(w.hold) > 0 {
+// soon tells how long a report may wait because there will be more to say in a moment: before the first container
+// has started only an address is new, and each report is a write to the disk, bytes on the line and two requests at
+// the apiserver.
+func (w *worker) soon(s *corev1.PodStatus) time.Duration {
+	now, patience := w.m.clock.Mono(), reportPatience
+	if w.reported == nil && s.Phase == corev1.PodPending && w.record.Phase == "" {
+		patience = firstPatience
+	} else if w.reported == nil || w.reported.Phase != s.Phase {
+		patience = 0
+	}
+	if patience == 0 || !w.busyStarting() || len(w.hold) > 0 {
 		w.deferred = 0
-		return false
+		return 0
 	}
 	if w.deferred == 0 {
-		w.deferred = now + reportPatience
+		w.deferred = now + patience
 	}
 	if now >= w.deferred {
 		w.deferred = 0
-		return false
+		return 0
 	}
-	return true
+	return w.deferred - now
 }
 
 func (w *worker) busyStarting() bool {

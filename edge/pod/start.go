@@ -63,13 +63,7 @@ func (s *start) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	release, err := s.m.slot(ctx)
-	if err != nil {
-		return err
-	}
-	err = s.launch(ctx, image)
-	release()
-	if err != nil {
+	if err := s.launch(ctx, image); err != nil {
 		return err
 	}
 	s.m.events.container(s.pod, s.c.Name, corev1.EventTypeNormal, "Started", "Started container "+s.c.Name)
@@ -93,6 +87,12 @@ func (s *start) run(ctx context.Context) error {
 // launch creates the container, remembers the attempt, and starts it. The memory is written while the
 // container is made, and is on the disk before it runs: a start that nobody remembers cannot happen.
 func (s *start) launch(ctx context.Context, image string) error {
+	s.m.starts.enter()
+	defer s.m.starts.leave()
+	if err := s.m.lanes.container(ctx); err != nil {
+		return err
+	}
+	defer s.m.lanes.leave()
 	spec, err := s.spec(ctx, image)
 	if err != nil {
 		return s.failed("CreateContainerConfigError", err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/holdfast-edge/holdfast/common/wire"
@@ -22,11 +23,15 @@ type Tokens struct {
 	store *store.Store
 	ask   AskToken
 	clock Clock
+	asks  *semaphore.Weighted
 }
+
+// parallelAsks is how many requests of one node the hub takes at a time; what is more it sends back.
+const parallelAsks = 4
 
 // NewTokens is called before edge/volume is made, which needs it.
 func NewTokens(s *store.Store, ask AskToken, c Clock) *Tokens {
-	return &Tokens{store: s, ask: ask, clock: c}
+	return &Tokens{store: s, ask: ask, clock: c, asks: semaphore.NewWeighted(parallelAsks)}
 }
 
 const defaultTokenLife = 3600 // seconds, as Kubernetes has it
@@ -131,7 +136,11 @@ func (t *Tokens) fetch(ctx context.Context, p *corev1.Pod, account, audience str
 	if audience != "" {
 		ask.Audiences = []string{audience}
 	}
+	if err := t.asks.Acquire(ctx, 1); err != nil {
+		return "", fmt.Errorf("%w: %w", ErrNoToken, err)
+	}
 	answer, err := t.ask(ctx, ask)
+	t.asks.Release(1)
 	if err != nil {
 		return "", fmt.Errorf("%w: %w", ErrNoToken, err)
 	}

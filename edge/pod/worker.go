@@ -280,6 +280,7 @@ func (w *worker) take(p *corev1.Pod) {
 	w.pod, w.vanished = p, false
 	w.log = w.m.log.With("pod", p.Namespace+"/"+p.Name, "uid", w.uid)
 	if first {
+		w.log.Debug("pod is known")
 		w.remember()
 	}
 	w.record.describe(p)
