@@ -12,18 +12,26 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/holdfast-edge/holdfast/tests/world"
 )
 
-// settings are the sizes of a run.
+// settings say what is measured, and how long.
 type settings struct {
-	pods   int           // of the speed and memory measurements
-	rounds int           // of floor, apply and reboot, one after the other
-	rest   time.Duration // how long the line and the CPU are watched
+	pods    int           // of the speed and memory measurements
+	rounds  int           // of floor, apply and reboot, one after the other
+	rest    time.Duration // how long the line and the CPU are watched
+	figures []string
+	against string // folder with another edgecore, to compare with; empty: none
 }
+
+// allFigures are those that can be asked for. The floor is always measured: the others are multiples of it.
+const allFigures = "apply,reboot,memory,line"
+
+func (s *settings) wants(figure string) bool { return slices.Contains(s.figures, figure) }
 
 func main() {
 	if err := world.Enter(); err != nil {
@@ -34,7 +42,10 @@ func main() {
 	flag.IntVar(&s.pods, "pods", 20, "one-container pods")
 	flag.IntVar(&s.rounds, "rounds", 3, "rounds of floor, apply and reboot")
 	flag.DurationVar(&s.rest, "rest", 3*time.Minute, "how long the line is watched at rest")
+	figures := flag.String("figures", allFigures, "what is measured beside the floor, separated by commas")
+	flag.StringVar(&s.against, "against", "", "`folder` of another build's edgecore: each round measures both, one after the other")
 	flag.Parse()
+	s.figures = strings.Split(*figures, ",")
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, s); err != nil {
@@ -54,22 +65,43 @@ func run(ctx context.Context, s settings) (err error) {
 	if err != nil {
 		return err
 	}
-	b := &bench{settings: s, world: w, node: node}
+	b := &bench{settings: s, world: w, node: node, builds: []*build{{name: "this build", dir: w.Bin}}}
+	if s.against != "" {
+		b.builds = append(b.builds, &build{name: "the other build", dir: s.against})
+	}
+	return b.run(ctx)
+}
 
-	if err := b.empty(ctx); err != nil {
+func (b *bench) run(ctx context.Context) error {
+	if err := b.verbose(); err != nil {
 		return err
 	}
-	for round := range s.rounds {
-		say("round %d of %d", round+1, s.rounds)
-		if err := b.round(ctx); err != nil {
+	if b.wants("memory") {
+		if err := b.empty(ctx); err != nil {
 			return err
 		}
 	}
-	if err := b.full(ctx); err != nil {
+	for round := range b.rounds {
+		say("round %d of %d", round+1, b.rounds)
+		// The order changes from round to round, so that what grows with time is shared out.
+		for i := range b.builds {
+			if err := b.round(ctx, b.builds[(i+round)%len(b.builds)]); err != nil {
+				return err
+			}
+		}
+	}
+	if err := b.use(ctx, b.builds[0]); err != nil {
 		return err
 	}
-	if err := b.atRest(ctx); err != nil {
-		return err
+	if b.wants("memory") {
+		if err := b.full(ctx); err != nil {
+			return err
+		}
+	}
+	if b.wants("line") {
+		if err := b.atRest(ctx); err != nil {
+			return err
+		}
 	}
 	b.report()
 	return nil
@@ -79,19 +111,43 @@ func say(format string, args ...any) { fmt.Fprintf(os.Stderr, "bench: "+format+"
 
 // report prints the tables.
 func (b *bench) report() {
-	floor, apply, reboot := median(b.floor), median(b.apply), median(b.reboot)
+	floor := median(b.floor)
 	fmt.Printf("\n%d one-container pods on CNI, parallelism %d, %d rounds, medians\n", b.pods, parallelism, b.rounds)
 	fmt.Printf("  %-46s %8s %12s %s\n", "", "SECONDS", "x THE FLOOR", "SINGLE ROUNDS")
 	fmt.Printf("  %-46s %8.2f %12s %s\n", "CRI floor (sandbox, create, start)", floor.Seconds(), "1.00", seconds(b.floor))
-	fmt.Printf("  %-46s %8.2f %12.2f %s\n", "apply -> Running in the cloud (aim 1.40)", apply.Seconds(), apply.Seconds()/floor.Seconds(), seconds(b.apply))
-	fmt.Printf("  %-46s %8.2f %12.2f %s\n", "offline reboot -> running (aim 1.25)", reboot.Seconds(), reboot.Seconds()/floor.Seconds(), seconds(b.reboot))
-	fmt.Printf("\nedgecore\n")
-	fmt.Printf("  %-46s %8.1f / %.1f MiB\n", "resident / anonymous, no pods", b.memoryEmpty.resident, b.memoryEmpty.anonymous)
-	fmt.Printf("  %-46s %8.1f / %.1f MiB (aim 40 / 12)\n", fmt.Sprintf("resident / anonymous, %d pods", b.pods), b.memoryFull.resident, b.memoryFull.anonymous)
-	fmt.Printf("  %-46s %8.2f %% of one core\n", fmt.Sprintf("CPU at rest, %d pods", b.pods), b.cpu)
-	fmt.Printf("  %-46s %8.1f MB (aim 30)\n", "binary", float64(b.binary)/1e6)
-	fmt.Printf("  %-46s %8.0f KiB and %.0f KiB of write-ahead log\n", "database", float64(b.database)/1024, float64(b.wal)/1024)
-	fmt.Printf("  %-46s %8.2f MB a day (aim 1), watched for %s\n", fmt.Sprintf("line at rest, %d pods, both ways, all layers", restPods), b.lineMBaDay, b.rest)
+	for _, one := range b.builds {
+		label := ""
+		if len(b.builds) > 1 {
+			label = ", " + one.name
+		}
+		if len(one.apply) > 0 {
+			apply := median(one.apply)
+			fmt.Printf("  %-46s %8.2f %12.2f %s\n", "apply -> Running in the cloud"+label, apply.Seconds(), apply.Seconds()/floor.Seconds(), seconds(one.apply))
+		}
+		if len(one.reboot) > 0 {
+			reboot := median(one.reboot)
+			fmt.Printf("  %-46s %8.2f %12.2f %s\n", "offline reboot -> running"+label, reboot.Seconds(), reboot.Seconds()/floor.Seconds(), seconds(one.reboot))
+		}
+	}
+	fmt.Printf("  aims: apply 1.40, reboot 1.25 times the floor\n")
+	for _, one := range b.builds {
+		if one.last != nil {
+			fmt.Printf("\nthe last apply of %s, in milliseconds\n", one.name)
+			one.last.table(one.began)
+			fmt.Printf("  seconds of CPU: %s\n", one.used)
+		}
+	}
+	if b.wants("memory") {
+		fmt.Printf("\nedgecore\n")
+		fmt.Printf("  %-46s %8.1f / %.1f MiB\n", "resident / anonymous, no pods", b.memoryEmpty.resident, b.memoryEmpty.anonymous)
+		fmt.Printf("  %-46s %8.1f / %.1f MiB (aim 40 / 12)\n", fmt.Sprintf("resident / anonymous, %d pods", b.pods), b.memoryFull.resident, b.memoryFull.anonymous)
+		fmt.Printf("  %-46s %8.2f %% of one core\n", fmt.Sprintf("CPU at rest, %d pods", b.pods), b.cpu)
+		fmt.Printf("  %-46s %8.1f MB (aim 30)\n", "binary", float64(b.binary)/1e6)
+		fmt.Printf("  %-46s %8.0f KiB and %.0f KiB of write-ahead log\n", "database", float64(b.database)/1024, float64(b.wal)/1024)
+	}
+	if b.wants("line") {
+		fmt.Printf("  %-46s %8.2f MB a day (aim 1), watched for %s\n", fmt.Sprintf("line at rest, %d pods, both ways, all layers", restPods), b.lineMBaDay, b.rest)
+	}
 }
 
 func median(d []time.Duration) time.Duration {

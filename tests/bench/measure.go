@@ -28,11 +28,22 @@ type bench struct {
 	world *world.World
 	node  *world.Node
 
-	floor, apply, reboot    []time.Duration
+	builds                  []*build // this one, and what it is compared with
+	floor                   []time.Duration
+	floorUsed               usage // with what takes the pods away again
 	memoryEmpty, memoryFull memory
 	cpu                     float64 // per cent of one core
 	binary, database, wal   int64   // bytes
 	lineMBaDay              float64
+}
+
+// build is one edgecore and its figures.
+type build struct {
+	name, dir     string
+	apply, reboot []time.Duration
+	last          *trips // of the last apply
+	began         time.Time
+	used          usage
 }
 
 // memory of a process, in MiB.
@@ -50,26 +61,102 @@ func (b *bench) empty(ctx context.Context) (err error) {
 	return err
 }
 
+// verbose lets edgecore say when a pod is known to it.
+func (b *bench) verbose() error {
+	text, err := os.ReadFile(b.node.Config())
+	if err != nil {
+		return err
+	}
+	if b.wants("memory") || b.wants("line") { // which are of edgecore as it is delivered
+		return nil
+	}
+	var lines []string
+	for line := range strings.Lines(string(text)) {
+		if !strings.HasPrefix(line, "logLevel:") {
+			lines = append(lines, strings.TrimRight(line, "\n"))
+		}
+	}
+	return os.WriteFile(b.node.Config(), []byte(strings.Join(append(lines, "logLevel: debug"), "\n")+"\n"), 0o600)
+}
+
+// use makes a build's edgecore the one that runs.
+func (b *bench) use(ctx context.Context, one *build) error {
+	if err := b.node.StopEdgecore(); err != nil {
+		return err
+	}
+	b.world.Bin = one.dir
+	if err := b.node.StartEdgecore(); err != nil {
+		return err
+	}
+	return pause(ctx, 3*time.Second)
+}
+
 // round measures the floor on the empty runtime, then apply, then reboot.
-func (b *bench) round(ctx context.Context) error {
+func (b *bench) round(ctx context.Context, one *build) error {
+	if err := b.use(ctx, one); err != nil {
+		return err
+	}
+	before, err := processor()
+	if err != nil {
+		return err
+	}
 	floor, err := rig.Floor(ctx, b.node.Containerd, b.pods, parallelism)
 	if err != nil {
 		return err
 	}
-	b.floor = append(b.floor, floor)
+	after, err := processor()
+	if err != nil {
+		return err
+	}
+	b.floor, b.floorUsed = append(b.floor, floor), after.since(before)
 	if err := b.clear(ctx); err != nil {
 		return err
 	}
-
-	began := time.Now()
-	if err := b.create(ctx, b.pods); err != nil {
+	if err := b.applyAll(ctx, one); err != nil {
 		return err
 	}
+	if b.wants("reboot") {
+		if err := b.rebootAll(ctx, one); err != nil {
+			return err
+		}
+	}
+	return b.clear(ctx)
+}
+
+// applyAll measures from the first create until a watch of the apiserver has shown every pod Running and Ready.
+func (b *bench) applyAll(ctx context.Context, one *build) error {
+	watching, stop := context.WithCancel(ctx)
+	defer stop()
+	t := &trips{pods: map[string]*trip{}}
+	if err := b.follow(watching, t); err != nil {
+		return err
+	}
+	before, err := processor()
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	if err := b.create(ctx, b.pods, t); err != nil {
+		return err
+	}
+	err = world.Eventually(ctx, patience, "the watch shows all pods Running", func(context.Context) (bool, error) { return t.all(b.pods), nil })
+	if err != nil {
+		return err
+	}
+	one.apply = append(one.apply, t.end().Sub(began))
+	after, err := processor()
+	if err != nil {
+		return err
+	}
+	one.last, one.began, one.used = t, began, after.since(before)
 	if err := b.settle(ctx, b.pods, 0); err != nil {
 		return err
 	}
-	b.apply = append(b.apply, time.Since(began))
+	return b.complete(ctx, t)
+}
 
+// rebootAll measures from edgecore's start after a power cut, without a line, until all containers run.
+func (b *bench) rebootAll(ctx context.Context, one *build) error {
 	if err := b.node.Cut(); err != nil {
 		return err
 	}
@@ -79,31 +166,28 @@ func (b *bench) round(ctx context.Context) error {
 	if err := b.node.Containerd.Start(ctx); err != nil {
 		return err
 	}
-	began = time.Now()
+	began := time.Now()
 	if err := b.node.StartEdgecore(); err != nil {
 		return err
 	}
-	err = world.Eventually(ctx, patience, "all pods run after the reboot", func(ctx context.Context) (bool, error) {
+	err := world.Eventually(ctx, patience, "all pods run after the reboot", func(ctx context.Context) (bool, error) {
 		running, err := b.node.Running(ctx)
 		return len(running) == b.pods, err
 	})
 	if err != nil {
 		return err
 	}
-	b.reboot = append(b.reboot, time.Since(began))
+	one.reboot = append(one.reboot, time.Since(began))
 	if err := b.node.Mend(); err != nil {
 		return err
 	}
-	if err := b.settle(ctx, b.pods, 1); err != nil {
-		return err
-	}
-	return b.clear(ctx)
+	return b.settle(ctx, b.pods, 1)
 }
 
 // full measures edgecore with all its pods, at rest.
 func (b *bench) full(ctx context.Context) (err error) {
 	say("memory and CPU with %d pods", b.pods)
-	if err := b.create(ctx, b.pods); err != nil {
+	if err := b.create(ctx, b.pods, nil); err != nil {
 		return err
 	}
 	if err := b.settle(ctx, b.pods, 0); err != nil {
@@ -139,7 +223,7 @@ func (b *bench) atRest(ctx context.Context) error {
 	if err := b.clear(ctx); err != nil {
 		return err
 	}
-	if err := b.create(ctx, restPods); err != nil {
+	if err := b.create(ctx, restPods, nil); err != nil {
 		return err
 	}
 	if err := b.settle(ctx, restPods, 0); err != nil {
@@ -164,7 +248,8 @@ func (b *bench) atRest(ctx context.Context) error {
 	return nil
 }
 
-func (b *bench) create(ctx context.Context, n int) error {
+// create applies n pods one after the other, and notes in t (unless it is nil) when.
+func (b *bench) create(ctx context.Context, n int, t *trips) error {
 	for i := range n {
 		pod := &corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("bench-%d", i)},
@@ -175,6 +260,7 @@ func (b *bench) create(ctx context.Context, n int) error {
 				}},
 			},
 		}
+		t.apply(pod.Name)
 		if _, err := b.world.Client().CoreV1().Pods("default").Create(ctx, pod, metav1.CreateOptions{}); err != nil {
 			return err
 		}
