@@ -97,7 +97,7 @@ func (a *acceptor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.Log.Warn("a connection without all its TCP options", "node", who.name, "err", err)
 	}
 	t := a.Timing
-	c := newWebsocketConn(ws, who, t, t.EdgeSilent, t.HubPing, websocket.PingMessage)
+	c := newWebsocketConn(ws, who, t, t.EdgeSilent, t.HubPing, hubPinging)
 	wait := time.NewTimer(acceptWait)
 	defer wait.Stop()
 	select {

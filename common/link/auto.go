@@ -2,10 +2,9 @@ package link
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
-	"net/http"
-	"net/url"
 	"sync"
 	"time"
 )
@@ -24,19 +23,23 @@ const (
 // autoDialer prefers QUIC and lives with websocket.
 type autoDialer struct {
 	DialOptions
-	quic, websocket Dialer
+	hubs      *rota
+	quic      *quicDialer
+	websocket *websocketDialer
 
 	mu    sync.Mutex
-	again time.Time // until then QUIC is left alone; guarded by mu
+	again map[string]time.Time // of a hub: until then QUIC is left alone; guarded by mu
 }
 
-// DialAuto returns an edge's end that tries QUIC, and websocket where QUIC does
-// not connect within a second and a half. Where only websocket did, it leaves
-// QUIC alone for ten minutes; the first Dial after those tries it again. Behind
-// an HTTP proxy it uses websocket alone.
+// DialAuto returns an edge's end that tries QUIC at each hub, and websocket where
+// QUIC does not connect within a second and a half. Where only websocket did, it
+// leaves QUIC alone for ten minutes; the first Dial after those tries it again,
+// while a connection that stands is not given up for it. Behind an HTTP proxy it
+// uses websocket alone.
 func DialAuto(o DialOptions) Dialer {
 	o = o.complete()
-	d := &autoDialer{DialOptions: o, websocket: DialWebsocket(o)}
+	d := &autoDialer{DialOptions: o, hubs: o.rota(), again: make(map[string]time.Time)}
+	d.websocket = DialWebsocket(o).(*websocketDialer)
 	hasty := o
 	hasty.Timing.Dial = min(quicWait, o.Timing.Dial)
 	d.quic = newQUICDialer(hasty, d.ended)
@@ -44,42 +47,47 @@ func DialAuto(o DialOptions) Dialer {
 }
 
 func (d *autoDialer) Dial(ctx context.Context) (Conn, error) {
-	if !d.tryQUIC() {
-		return d.websocket.Dial(ctx)
+	certificate, err := d.certificate()
+	if err != nil {
+		return nil, err
 	}
-	c, failed := d.quic.Dial(ctx)
+	return d.hubs.dial(ctx, func(ctx context.Context, hub string) (Conn, error) {
+		return d.dialHub(ctx, hub, certificate)
+	})
+}
+
+func (d *autoDialer) dialHub(ctx context.Context, hub string, certificate tls.Certificate) (Conn, error) {
+	if d.proxied(hub) || d.resting(hub) {
+		return d.websocket.dialHub(ctx, hub, certificate)
+	}
+	c, failed := d.quic.dialHub(ctx, hub, certificate)
 	if failed == nil || ctx.Err() != nil {
 		return c, failed
 	}
-	c, err := d.websocket.Dial(ctx)
+	c, err := d.websocket.dialHub(ctx, hub, certificate)
 	if err != nil {
 		return nil, fmt.Errorf("over QUIC: %w; over websocket: %w", failed, err)
 	}
-	d.Log.Info("QUIC does not get through to the hub: using websocket", "again", quicRest, "err", failed)
-	d.rest()
+	d.Log.Info("QUIC does not get through to the hub: using websocket", "hub", hub, "again", quicRest, "err", failed)
+	d.rest(hub)
 	return c, nil
 }
 
-func (d *autoDialer) tryQUIC() bool {
-	for _, hub := range d.Hubs {
-		if proxy, err := d.Proxy(&http.Request{URL: &url.URL{Scheme: "https", Host: hub, Path: Path}}); err == nil && proxy != nil {
-			return false
-		}
-	}
+func (d *autoDialer) resting(hub string) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return !time.Now().Before(d.again)
+	return time.Now().Before(d.again[hub])
 }
 
-func (d *autoDialer) rest() {
+func (d *autoDialer) rest(hub string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.again = time.Now().Add(quicRest)
+	d.again[hub] = time.Now().Add(quicRest)
 }
 
 // ended is told how each connection over QUIC ended.
-func (d *autoDialer) ended(cause error, age time.Duration) {
+func (d *autoDialer) ended(hub string, cause error, age time.Duration) {
 	if errors.Is(cause, ErrSilent) && age < quicYoung {
-		d.rest()
+		d.rest(hub)
 	}
 }

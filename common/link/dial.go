@@ -37,7 +37,8 @@ const certificateExpired = tls.AlertError(45)
 
 // DialOptions say how an edge reaches its hub.
 type DialOptions struct {
-	// Hubs are addresses (HOST:PORT) of one hub; each is tried in its order.
+	// Hubs are addresses (HOST:PORT) of hubs, any of which takes the edge. The last
+	// one that did is tried first, then the others in this order.
 	Hubs []string
 	// RootCAs is the CA that the hub's certificate must come from.
 	RootCAs *x509.CertPool
@@ -57,6 +58,7 @@ type DialOptions struct {
 // TLS configuration, and what a wrong clock needs.
 type hubDialer struct {
 	DialOptions
+	hubs        *rota
 	protocol    string // of ALPN
 	attempt     func(ctx context.Context, hub string, config *tls.Config) (Conn, error)
 	clockLogged atomic.Bool
@@ -86,36 +88,41 @@ func (o DialOptions) complete() DialOptions {
 // DialWebsocket returns the edge's end of the websocket transport.
 func DialWebsocket(o DialOptions) Dialer {
 	o = o.complete()
-	d := &websocketDialer{hubDialer: hubDialer{DialOptions: o, protocol: "http/1.1"}, connect: dialer(o.Timing).DialContext}
+	d := &websocketDialer{hubDialer: newHubDialer(o, "http/1.1"), connect: dialer(o.Timing).DialContext}
 	d.attempt = d.attemptWebsocket
 	return d
 }
 
-// Dial tries each address of the hub once. Its error says what came of each.
+func newHubDialer(o DialOptions, protocol string) hubDialer {
+	return hubDialer{DialOptions: o, hubs: o.rota(), protocol: protocol}
+}
+
+func (o DialOptions) rota() *rota { return &rota{hubs: o.Hubs, headStart: o.Timing.HeadStart} }
+
+// Dial tries each hub once, and a second one beside the first where that takes
+// long. Its error says what came of each.
 func (d *hubDialer) Dial(ctx context.Context) (Conn, error) {
-	if len(d.Hubs) == 0 {
-		return nil, errors.New("no address of a hub is known: set \"hub\" in the config file")
-	}
-	certificate, err := d.Certificate()
+	certificate, err := d.certificate()
 	if err != nil {
-		return nil, fmt.Errorf("read the node's certificate: %w", err)
+		return nil, err
 	}
-	var failed error
-	for _, hub := range d.Hubs {
-		c, err := d.dialHub(ctx, hub, certificate)
-		if err == nil {
-			return c, nil
-		}
-		if ctx.Err() != nil {
-			return nil, fmt.Errorf("hub %s: %w", hub, ctx.Err())
-		}
-		err = fmt.Errorf("hub %s: %w", hub, err)
-		if failed != nil {
-			err = fmt.Errorf("%w; %w", failed, err)
-		}
-		failed = err
+	return d.hubs.dial(ctx, func(ctx context.Context, hub string) (Conn, error) {
+		return d.dialHub(ctx, hub, certificate)
+	})
+}
+
+func (o DialOptions) certificate() (tls.Certificate, error) {
+	certificate, err := o.Certificate()
+	if err != nil {
+		return certificate, fmt.Errorf("read the node's certificate: %w", err)
 	}
-	return nil, failed
+	return certificate, nil
+}
+
+// proxied says whether an HTTP proxy stands before that hub.
+func (o DialOptions) proxied(hub string) bool {
+	proxy, err := o.Proxy(&http.Request{URL: &url.URL{Scheme: "https", Host: hub, Path: Path}})
+	return err != nil || proxy != nil
 }
 
 func (d *hubDialer) dialHub(ctx context.Context, hub string, certificate tls.Certificate) (Conn, error) {
@@ -165,7 +172,8 @@ func (d *websocketDialer) attemptWebsocket(ctx context.Context, hub string, conf
 	}
 	var candid *candidConn
 	target := (&url.URL{Scheme: "wss", Host: hub, Path: Path}).String()
-	if proxy, err := d.Proxy(&http.Request{URL: &url.URL{Scheme: "https", Host: hub, Path: Path}}); err == nil && proxy == nil {
+	proxied := d.proxied(hub)
+	if !proxied {
 		ws.NetDialTLSContext = func(ctx context.Context, network, address string) (net.Conn, error) {
 			conn, err := d.dialTLS(ctx, network, address, config)
 			if err != nil {
@@ -197,7 +205,11 @@ func (d *websocketDialer) attemptWebsocket(ctx context.Context, hub string, conf
 		candid.accepted.Store(true)
 	}
 	t := d.Timing
-	return newWebsocketConn(conn, peer{name: hub}, t, t.HubSilent, t.KeepAlive, websocket.PongMessage), nil
+	if proxied {
+		// The proxy's TCP answers for a hub that is gone: only the hub's pongs count.
+		return newWebsocketConn(conn, peer{name: hub}, t, t.EdgeSilent, t.KeepAlive, pinging), nil
+	}
+	return newWebsocketConn(conn, peer{name: hub}, t, t.HubSilent, t.KeepAlive, ponging), nil
 }
 
 // answered adds what the hub, or what stands in its place, answered.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"net"
-	"time"
 )
 
 // DialWebsocketOver is DialWebsocket over connections that the test makes.
@@ -23,15 +22,15 @@ func TryQUICAgain(d Dialer) bool {
 	auto := d.(*autoDialer)
 	auto.mu.Lock()
 	defer auto.mu.Unlock()
-	rested := time.Now().Before(auto.again)
-	auto.again = time.Time{}
+	rested := len(auto.again) > 0
+	clear(auto.again)
 	return rested
 }
 
 // WithoutHaste lets a DialAuto wait for QUIC as long as its Timing says.
 func WithoutHaste(d Dialer) Dialer {
 	auto := d.(*autoDialer)
-	auto.quic.(*quicDialer).Timing.Dial = auto.Timing.Dial
+	auto.quic.Timing.Dial = auto.Timing.Dial
 	return d
 }
 
@@ -78,4 +77,15 @@ func ReadQUICMessages(stream []byte) (messages [][]byte) {
 // AppendQUICMessage is what a connection over QUIC sends.
 func AppendQUICMessage(b, message []byte) []byte {
 	return append(appendLength(b, len(message)), message...)
+}
+
+// Order is in which order a dialer tries its hubs next.
+func Order(d Dialer) []string {
+	switch d := d.(type) {
+	case *autoDialer:
+		return d.hubs.order()
+	case *quicDialer:
+		return d.hubs.order()
+	}
+	return d.(*websocketDialer).hubs.order()
 }

@@ -134,7 +134,7 @@ func (c *websocketConn) muxed() (*mux, error) {
 	config.ConnectionWriteTimeout = 24 * time.Hour
 	config.LogOutput = io.Discard
 	make, first := yamux.Client, uint32(1)
-	if c.isHub {
+	if c.manner == hubPinging {
 		make, first = yamux.Server, 2
 	}
 	m.first, m.next = first, first

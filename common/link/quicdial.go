@@ -22,7 +22,7 @@ const (
 
 type quicDialer struct {
 	hubDialer
-	onEnd func(cause error, age time.Duration) // may be nil
+	onEnd func(hub string, cause error, age time.Duration) // may be nil
 }
 
 // DialQUIC returns the edge's end of the QUIC transport. It knows no proxy. It
@@ -30,8 +30,8 @@ type quicDialer struct {
 // replayed. The edge's address may change while a connection lasts.
 func DialQUIC(o DialOptions) Dialer { return newQUICDialer(o, nil) }
 
-func newQUICDialer(o DialOptions, onEnd func(error, time.Duration)) *quicDialer {
-	d := &quicDialer{hubDialer: hubDialer{DialOptions: o.complete(), protocol: QUICProtocol}, onEnd: onEnd}
+func newQUICDialer(o DialOptions, onEnd func(string, error, time.Duration)) *quicDialer {
+	d := &quicDialer{hubDialer: newHubDialer(o.complete(), QUICProtocol), onEnd: onEnd}
 	d.attempt = d.attemptQUIC
 	return d
 }
@@ -119,7 +119,9 @@ func (d *quicDialer) dialAddress(ctx context.Context, hub string, address netip.
 		return nil, explainQUIC(ctx, err)
 	}
 	c := newQUICConn(conn, stream, peer{name: hub}, t, t.HubSilent, t.KeepAlive, keepAliveSize)
-	c.onEnd = d.onEnd
+	if d.onEnd != nil {
+		c.onEnd = func(cause error, age time.Duration) { d.onEnd(hub, cause, age) }
+	}
 	go c.takeStreams() // ends with the connection
 	return c, nil
 }

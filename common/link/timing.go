@@ -27,6 +27,9 @@ type Timing struct {
 	Write time.Duration
 	// Dial bounds one attempt to connect, handshakes included.
 	Dial time.Duration
+	// HeadStart is how long a hub may take to answer before the next one is tried
+	// beside it.
+	HeadStart time.Duration
 }
 
 // The usual timing keeps an idle edge under 0.5 MB a day, within what NAT
@@ -56,5 +59,6 @@ func (t Timing) Complete() Timing {
 	fill(&t.HubSilent, t.KeepAlive*25)
 	fill(&t.Write, 30*time.Second)
 	fill(&t.Dial, 30*time.Second)
+	fill(&t.HeadStart, 3*time.Second)
 	return t
 }

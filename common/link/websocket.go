@@ -50,7 +50,7 @@ type websocketConn struct {
 	sentAt  atomic.Int64  // nanoseconds after started
 	heard   chan struct{}
 
-	isHub     bool
+	manner    manner
 	accepting atomic.Bool // AcceptStream was called
 
 	ending  sync.Mutex
@@ -61,12 +61,25 @@ type websocketConn struct {
 	moved   Traffic     // when the connection ended; guarded by ending
 }
 
-// newWebsocketConn starts the keepalive: when nothing was sent for every, a
-// control frame of that type goes out. It needs no goroutine while idle.
-func newWebsocketConn(ws *websocket.Conn, peer peer, t Timing, silent, every time.Duration, frame int) *websocketConn {
+// manner is how a side keeps a connection alive.
+type manner int
+
+const (
+	// ponging is the edge's: when nothing was sent for a while, a pong goes out,
+	// which only TCP answers.
+	ponging manner = iota
+	// pinging is the edge's behind a proxy: when nothing was heard for a while, a
+	// ping goes out, which the hub answers.
+	pinging
+	// hubPinging is the hub's: when nothing was sent for a long while, a ping.
+	hubPinging
+)
+
+// newWebsocketConn starts the keepalive in that manner. It needs no goroutine
+// while idle.
+func newWebsocketConn(ws *websocket.Conn, peer peer, t Timing, silent, every time.Duration, how manner) *websocketConn {
 	c := &websocketConn{
-		isHub: frame == websocket.PingMessage,
-		ws:    ws, peer: peer, remote: ws.RemoteAddr().String(), timing: t, silent: silent,
+		manner: how, ws: ws, peer: peer, remote: ws.RemoteAddr().String(), timing: t, silent: silent,
 		writing: make(chan struct{}, 1), heard: make(chan struct{}, 1), started: time.Now(),
 	}
 	ws.SetReadLimit(1 + wire.MaxMessage)
@@ -87,13 +100,21 @@ func newWebsocketConn(ws *websocket.Conn, peer peer, t Timing, silent, every tim
 	}
 	c.ending.Lock()
 	defer c.ending.Unlock()
-	c.alive = time.AfterFunc(every, func() { c.keepAlive(every, frame) })
+	c.alive = time.AfterFunc(every, func() { c.keepAlive(every) })
 	return c
 }
 
 // keepAlive runs in the timer's goroutine.
-func (c *websocketConn) keepAlive(every time.Duration, frame int) {
-	idle := time.Since(c.started) - time.Duration(c.sentAt.Load())
+func (c *websocketConn) keepAlive(every time.Duration) {
+	frame, last := websocket.PingMessage, &c.sentAt
+	switch c.manner {
+	case ponging:
+		frame = websocket.PongMessage
+	case pinging:
+		last = &c.heardAt
+	case hubPinging:
+	}
+	idle := time.Since(c.started) - time.Duration(last.Load())
 	if idle >= every {
 		if err := c.ws.WriteControl(frame, nil, time.Now().Add(c.timing.Write)); err != nil && !c.busy() {
 			c.end(c.explain(err))
