@@ -267,7 +267,7 @@ func (p *play) settle() error {
 // followers, what is known of a node is what the cluster was at one moment, never
 // a mixture, never the past after the present; and what is not known is unknown.
 func TestAShelfIsTheTruthOfAMoment(t *testing.T) {
-	for seed := range uint64(2500) {
+	for seed := range uint64(1500) {
 		p := newPlay(seed)
 		for i := range 120 {
 			err := p.act()
