@@ -5,8 +5,6 @@ import (
 	"crypto/x509"
 	"fmt"
 	"net"
-	"net/http"
-	"time"
 
 	"github.com/holdfast-edge/holdfast/common/pki"
 )
@@ -19,12 +17,6 @@ func FindCA(ctx context.Context, r Request) (*x509.Certificate, error) {
 	}
 	if _, _, err := net.SplitHostPort(r.Hub); err != nil {
 		return nil, fmt.Errorf("the hub's address %q is not HOST:PORT", r.Hub)
-	}
-	if r.Proxy == nil {
-		r.Proxy = http.ProxyFromEnvironment
-	}
-	if r.Now == nil {
-		r.Now = time.Now
 	}
 	return r.findCA(ctx)
 }

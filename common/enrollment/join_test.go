@@ -338,7 +338,7 @@ func TestLoadSaysWhatIsMissing(t *testing.T) {
 		"node.crt": func(c *enrollment.Credentials) { c.Cert = []byte("x") },
 		"ca.crt":   func(c *enrollment.Credentials) { c.CA = nil },
 	} {
-		bad := good
+		bad, dir := good, t.TempDir()
 		edit(&bad)
 		if err := bad.Save(dir); err != nil {
 			t.Fatal(err)
