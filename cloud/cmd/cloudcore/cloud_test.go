@@ -386,7 +386,9 @@ func (p *place) apiserverAway(t *testing.T) {
 	e.Disconnect()
 	e.Put(object)
 	e.Connect()
-	e.Wait("the question what it holds", func(s edgetest.Seen) bool { return s.Asked })
+	// A hub holds nothing of nodes that are not connected: of one that comes now it
+	// knows nothing, and unknown is not empty.
+	e.Wait("Welcome", func(s edgetest.Seen) bool { return s.Welcome != nil })
 
 	if err := p.cluster.Restart(t.Context()); err != nil {
 		t.Fatal(err)
