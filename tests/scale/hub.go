@@ -120,7 +120,7 @@ func (h *hubProcess) tls() (*tls.Config, error) {
 func listen(ctx context.Context, address string) (net.Listener, net.PacketConn, error) {
 	const attempts = 20
 	for attempt := 1; ; attempt++ {
-		tcp, err := link.Listen(ctx, address)
+		tcp, err := link.Listen(ctx, address, link.NewStrangers(0, nil))
 		if err != nil {
 			return nil, nil, err
 		}

@@ -50,6 +50,13 @@ func measure(ctx context.Context, s settings, t *table) error {
 	if s.wants("mute") {
 		do("mute", besideMute, s.transports)
 	}
+	if s.wants("apiserver") && s.apiNodes > 0 && ctx.Err() == nil {
+		if err := beforeApiserver(ctx, s, t); err != nil {
+			err = fmt.Errorf("apiserver: %w", err)
+			t.say("FAILED: %v", err)
+			errs = append(errs, err)
+		}
+	}
 	return errors.Join(append(errs, context.Cause(ctx))...)
 }
 
