@@ -1,12 +1,14 @@
-// Package enroll lets machines join: it answers POST /v1/enroll with a node's
-// client certificate where the token is good and the name is free. cmd/cloudcore
-// serves it on the hub's port; common/enrollment is the other half. It never
-// touches a Node object, and never gives a certificate for the name of a node
-// that something else serves.
+// Package enroll gives nodes their certificates: it answers POST /v1/enroll where
+// the token is good and the name is free, renews certificates in a session
+// (Renew, for cloud/hub) and after their end (POST /v1/renew), and knows which
+// nodes are revoked (Revocations). cmd/cloudcore serves it on the hub's port;
+// common/enrollment is the other half. It never touches a Node object, and never
+// gives a certificate for the name of a node that something else serves.
 package enroll
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -37,6 +39,10 @@ const (
 	turn   = 10 * time.Second
 	// patience bounds the work on one request.
 	patience = 20 * time.Second
+	// renewEvery is how often one node may have its certificate renewed.
+	renewEvery = time.Minute
+	// DefaultRenewGrace is how long after its end a certificate's key may renew it.
+	DefaultRenewGrace = 90 * 24 * time.Hour
 	// cleanEvery is how often tokens that ended long ago are removed.
 	cleanEvery = 10 * time.Minute
 )
@@ -45,21 +51,31 @@ const (
 type Options struct {
 	Client kubernetes.Interface
 	CA     *pki.CA
-	Log    *slog.Logger
-	Now    func() time.Time // nil: time.Now
+	// TTL is the life of the nodes' certificates; 0: pki.NodeTTL.
+	TTL time.Duration
+	// RenewGrace is how long after its end a certificate's key may renew it; 0:
+	// DefaultRenewGrace.
+	RenewGrace time.Duration
+	// Revocations, where they are followed here, are cleaned up by Run.
+	Revocations *Revocations
+	Log         *slog.Logger
+	Now         func() time.Time // nil: time.Now
 }
 
-// Handler answers requests to join.
+// Handler answers requests for certificates.
 type Handler struct {
-	client   kubernetes.Interface
-	ca       *pki.CA
-	log      *slog.Logger
-	now      func() time.Time
-	failures *failures
-	working  chan struct{}
+	client      kubernetes.Interface
+	ca          *pki.CA
+	ttl, grace  time.Duration
+	revocations *Revocations
+	log         *slog.Logger
+	now         func() time.Time
+	failures    *failures
+	renewals    *renewals
+	working     chan struct{}
 }
 
-// New makes a Handler for enrollment.Path.
+// New makes a Handler for enrollment.Path and enrollment.RenewPath.
 func New(o Options) *Handler {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -69,7 +85,8 @@ func New(o Options) *Handler {
 	}
 	return &Handler{
 		client: o.Client, ca: o.CA, log: o.Log, now: o.Now,
-		failures: newFailures(o.Now),
+		ttl: cmp.Or(o.TTL, pki.NodeTTL), grace: cmp.Or(o.RenewGrace, DefaultRenewGrace), revocations: o.Revocations,
+		failures: newFailures(o.Now), renewals: newRenewals(o.Now),
 		working:  make(chan struct{}, atOnce),
 	}
 }
@@ -82,16 +99,16 @@ type refusal struct {
 	blame bool
 }
 
-// ServeHTTP answers one request. What it says is for the person who joins.
+// ServeHTTP answers one request. What it says is for people.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodPost {
 		w.Header().Set("Allow", http.MethodPost)
-		answer(w, http.StatusMethodNotAllowed, enrollment.Refusal{Error: "machines join with POST: use \"holdfast join\""})
+		answer(w, http.StatusMethodNotAllowed, enrollment.Refusal{Error: "machines ask with POST: use \"holdfast join\""})
 		return
 	}
 	if !h.failures.allow(r.RemoteAddr) {
 		w.Header().Set("Retry-After", "60")
-		answer(w, http.StatusTooManyRequests, enrollment.Refusal{Error: "too many failed attempts to join from this address: wait a minute"})
+		answer(w, http.StatusTooManyRequests, enrollment.Refusal{Error: "too many failed attempts from this address: wait a minute"})
 		return
 	}
 	// All of it before its turn: who sends slowly holds up nobody else. What is
@@ -115,16 +132,24 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), patience)
 	defer cancel()
-	yes, node, no := h.enroll(ctx, bytes.NewReader(body))
+	what := "join"
+	decide := h.enroll
+	if r.URL.Path == enrollment.RenewPath {
+		what = "renew a certificate that has ended"
+		decide = func(ctx context.Context, body io.Reader) (enrollment.Answer, string, *refusal) {
+			return h.renewEnded(ctx, r.TLS, body)
+		}
+	}
+	yes, node, no := decide(ctx, bytes.NewReader(body))
 	if no != nil {
 		if no.blame {
 			h.failures.count(r.RemoteAddr)
 		}
-		h.log.Warn("refused to let a machine join", "node", node, "remote", r.RemoteAddr, "err", no.err)
+		h.log.Warn("refused a certificate", "node", node, "remote", r.RemoteAddr, "to", what, "err", no.err)
 		answer(w, no.status, enrollment.Refusal{Error: no.err.Error()})
 		return
 	}
-	h.log.Info("a machine joined", "node", node, "remote", r.RemoteAddr)
+	h.log.Info("gave a certificate", "node", node, "remote", r.RemoteAddr, "to", what)
 	answer(w, http.StatusOK, yes)
 }
 
@@ -141,7 +166,12 @@ func (h *Handler) enroll(ctx context.Context, body io.Reader) (enrollment.Answer
 	if no := h.checkName(ctx, node); no != nil {
 		return enrollment.Answer{}, node, no
 	}
-	certPEM, err := h.ca.SignNode(csrPEM, node, pki.NodeTTL)
+	// Read now: who joins again after a revocation gets a certificate that is later.
+	revoked, err := cluster.GetRevoked(ctx, h.client)
+	if err != nil {
+		return enrollment.Answer{}, node, h.unavailable("read who is revoked", err)
+	}
+	certPEM, err := h.ca.SignNodeAt(csrPEM, node, revoked.IssueAt(node, h.now()), h.ttl)
 	if err != nil {
 		return enrollment.Answer{}, node, &refusal{status: http.StatusBadRequest, err: err}
 	}
@@ -199,7 +229,7 @@ func (h *Handler) unavailable(doing string, err error) *refusal {
 	return &refusal{status: http.StatusServiceUnavailable, err: fmt.Errorf("the hub could not %s, because the cluster's apiserver does not answer it: try again; the log of cloudcore says more", doing)}
 }
 
-// Run removes tokens that ended long ago, until ctx ends.
+// Run removes tokens, and revocations, that ended long ago, until ctx ends.
 func (h *Handler) Run(ctx context.Context) error {
 	tick := time.NewTicker(cleanEvery)
 	defer tick.Stop()
@@ -210,6 +240,9 @@ func (h *Handler) Run(ctx context.Context) error {
 		}
 		if err != nil && ctx.Err() == nil {
 			h.log.Warn("expired tokens", "err", err)
+		}
+		if h.revocations != nil {
+			h.revocations.forget(ctx)
 		}
 		select {
 		case <-ctx.Done():

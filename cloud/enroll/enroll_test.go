@@ -100,7 +100,7 @@ func newPlace(t *testing.T, client kubernetes.Interface) *place {
 	mux := http.NewServeMux()
 	mux.Handle(enrollment.Path, p.handler)
 	mux.Handle(link.Path, links)
-	l, err := link.Listen(t.Context(), "127.0.0.1:0")
+	l, err := link.Listen(t.Context(), "127.0.0.1:0", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"time"
+
+	"github.com/holdfast-edge/holdfast/common/pki"
 )
 
 // Where the config files are, unless --config says otherwise.
@@ -88,6 +90,9 @@ type Edge struct {
 	StatusInterval Duration `json:"statusInterval,omitzero"`
 	// LogLevel is debug, info, warn or error.
 	LogLevel string `json:"logLevel,omitempty"`
+	// MetricsListen is the address of /metrics, in plain HTTP, for whoever can reach
+	// it; empty: they are to be had on the socket in RunDir alone.
+	MetricsListen string `json:"metricsListen,omitempty"`
 }
 
 // Cloud is the config of cloudcore.
@@ -108,9 +113,15 @@ type Cloud struct {
 	// heard for both together is taken for gone.
 	KeepAlive   Duration `json:"keepAlive,omitzero"`
 	LineTimeout Duration `json:"lineTimeout,omitzero"`
+	// NodeCertificateTTL is the life of the certificates that nodes get. They are
+	// renewed when a third of it is left.
+	NodeCertificateTTL Duration `json:"nodeCertificateTTL,omitzero"`
+	// RenewGrace is how long after its end a node's certificate may still be renewed
+	// by proof of its key; then the node must join again.
+	RenewGrace Duration `json:"renewGrace,omitzero"`
 	// LogLevel is debug, info, warn or error.
 	LogLevel string `json:"logLevel,omitempty"`
-	// HealthListen is the address of /healthz, in plain HTTP.
+	// HealthListen is the address of /healthz and /metrics, in plain HTTP.
 	HealthListen string `json:"healthListen,omitempty"`
 }
 
@@ -135,12 +146,14 @@ func DefaultEdge() Edge {
 // DefaultCloud is what cloudcore's config says where the file is silent.
 func DefaultCloud() Cloud {
 	return Cloud{
-		Listen:       "0.0.0.0:" + HubPort,
-		QUIC:         true,
-		DataDir:      "/var/lib/holdfast/cloud",
-		KeepAlive:    Duration{28 * time.Second},
-		LineTimeout:  Duration{12 * time.Second},
-		LogLevel:     "info",
-		HealthListen: "127.0.0.1:10351",
+		Listen:             "0.0.0.0:" + HubPort,
+		QUIC:               true,
+		DataDir:            "/var/lib/holdfast/cloud",
+		KeepAlive:          Duration{28 * time.Second},
+		LineTimeout:        Duration{12 * time.Second},
+		NodeCertificateTTL: Duration{pki.NodeTTL},
+		RenewGrace:         Duration{90 * 24 * time.Hour},
+		LogLevel:           "info",
+		HealthListen:       "127.0.0.1:10351",
 	}
 }

@@ -28,6 +28,10 @@ const (
 	maxLineTimeout = 5 * time.Minute
 )
 
+// minNodeTTL is for trials; a node that is away for longer than a life and the
+// grace must join again.
+const minNodeTTL = 10 * time.Second
+
 // complete fills in what depends on the machine.
 func (c *Edge) complete() error {
 	if c.NodeName == "" {
@@ -104,6 +108,11 @@ func (c Edge) Validate() error {
 			bad("taints", "%v", err)
 		}
 	}
+	if c.MetricsListen != "" {
+		if err := checkHostPort(c.MetricsListen, false); err != nil {
+			bad("metricsListen", "%v", err)
+		}
+	}
 	if d := c.StatusInterval.Duration; d < time.Second || d > time.Hour {
 		bad("statusInterval", "%s is not between 1s and 1h", d)
 	}
@@ -134,6 +143,12 @@ func (c Cloud) Validate() error {
 	}
 	if !filepath.IsAbs(c.DataDir) {
 		bad("dataDir", "%q is not an absolute path", c.DataDir)
+	}
+	if d := c.NodeCertificateTTL.Duration; d < minNodeTTL || d > pki.MaxNodeTTL {
+		bad("nodeCertificateTTL", "%s is not between %s and %s", d, minNodeTTL, pki.MaxNodeTTL)
+	}
+	if d := c.RenewGrace.Duration; d < time.Second || d > pki.MaxRenewGrace {
+		bad("renewGrace", "%s is not between 1s and %s", d, pki.MaxRenewGrace)
 	}
 	errs = append(errs, checkTiming(c.KeepAlive, c.LineTimeout), checkLogLevel(c.LogLevel))
 	slices.SortFunc(errs, byText)

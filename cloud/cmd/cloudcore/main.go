@@ -101,9 +101,9 @@ func serve(ctx context.Context, cfg config.Cloud, log *slog.Logger) error {
 	var nodes *hub.Hub
 	revoked := enroll.NewRevocations(enroll.RevocationsOptions{Client: clients.own, Log: log,
 		OnRevoked: func(node string, before time.Time) { nodes.Revoke(node, before) }})
-	nodes = hub.New(hub.Options{Cluster: cluster, Reports: reports, Admit: revoked.Admit, Log: log, Version: version})
+	joins := enroll.New(enroll.Options{Client: clients.own, CA: self.CA(), TTL: cfg.NodeCertificateTTL.Duration, RenewGrace: cfg.RenewGrace.Duration, Revocations: revoked, Log: log})
+	nodes = hub.New(hub.Options{Cluster: cluster, Reports: reports, Certificates: joins, Admit: revoked.Admit, Log: log, Version: version})
 	keeper := autonomy.New(autonomy.Options{Client: clients.own, Cluster: cluster, Log: log, Hub: hubName(cfg)})
-	joins := enroll.New(enroll.Options{Client: clients.own, CA: self.CA(), Log: log})
 	acceptor, links, err := door.accept(link.AcceptOptions{Timing: link.Timing{KeepAlive: cfg.KeepAlive.Duration, UserTimeout: cfg.LineTimeout.Duration}, Admit: revoked.Admit, Log: log}, self)
 	if err != nil {
 		return err
