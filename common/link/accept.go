@@ -24,12 +24,18 @@ type AcceptOptions struct {
 	// Admit is asked about each connection whose certificate is good; its error
 	// turns the node away and is told to it. nil: all may connect.
 	Admit func(node string, issued time.Time) error
+	// Strangers bounds and counts the connections that have not authenticated; nil:
+	// the acceptor has its own.
+	Strangers *Strangers
 }
 
 func (o AcceptOptions) complete() AcceptOptions {
 	o.Timing = o.Timing.Complete()
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Strangers == nil {
+		o.Strangers = NewStrangers(0, o.Log)
 	}
 	if o.Admit == nil {
 		o.Admit = func(string, time.Time) error { return nil }
@@ -78,21 +84,25 @@ func (a *acceptor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	who, err := clientOf(r.TLS)
 	if err != nil {
-		a.Log.Info("refused a connection", "remote", r.RemoteAddr, "err", err)
+		a.Strangers.count(overWebsocket, certificate)
+		a.Strangers.say(slog.LevelInfo, "refused a connection without a node's certificate", "remote", r.RemoteAddr, "err", err)
 		http.Error(w, err.Error(), http.StatusUnauthorized)
 		return
 	}
 	if err := a.Admit(who.name, who.issued); err != nil {
-		a.Log.Info("refused a connection", "node", who.name, "remote", r.RemoteAddr, "err", err)
+		a.Strangers.count(overWebsocket, denied)
+		a.Strangers.say(slog.LevelInfo, "refused a node", "node", who.name, "remote", r.RemoteAddr, "err", err)
 		http.Error(w, err.Error(), http.StatusForbidden)
 		return
 	}
 	ws, err := a.upgrader.Upgrade(w, r, nil)
 	if err != nil {
 		// Upgrade has answered the request.
-		a.Log.Info("refused a connection", "node", who.name, "remote", r.RemoteAddr, "err", err)
+		a.Strangers.count(overWebsocket, malformed)
+		a.Strangers.say(slog.LevelInfo, "refused a connection that is no websocket", "node", who.name, "remote", r.RemoteAddr, "err", err)
 		return
 	}
+	a.Strangers.settle(ws.NetConn(), accepted)
 	if err := tune(ws.NetConn(), a.Timing); err != nil {
 		a.Log.Warn("a connection without all its TCP options", "node", who.name, "err", err)
 	}
@@ -105,7 +115,8 @@ func (a *acceptor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case <-a.closed:
 		c.end(ErrClosed)
 	case <-wait.C:
-		a.Log.Warn("the hub is too busy to take a connection", "node", who.name, "remote", r.RemoteAddr)
+		a.Strangers.count(overWebsocket, busy)
+		a.Strangers.say(slog.LevelWarn, "the hub is too busy to take a connection", "node", who.name, "remote", r.RemoteAddr)
 		c.end(ErrClosed)
 	}
 }

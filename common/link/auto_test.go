@@ -40,6 +40,7 @@ func startBoth(t testing.TB, ca *pki.CA, timing link.Timing) *linktest.Hub {
 }
 
 func TestAutoUsesQUICWhereItGetsThrough(t *testing.T) {
+	t.Parallel()
 	hub := startBoth(t, linktest.NewCA(t), quiet())
 	edge, far := connect(t, link.WithoutHaste(link.DialAuto(hub.DialOptions(t, "pi-1"))), hub)
 	if edge.Transport() != "quic" || far.Transport() != "quic" {
@@ -48,6 +49,7 @@ func TestAutoUsesQUICWhereItGetsThrough(t *testing.T) {
 }
 
 func TestAutoFallsBackWhereUDPIsBlockedAndReturns(t *testing.T) {
+	t.Parallel()
 	hub := startBoth(t, linktest.NewCA(t), quiet())
 	// The way to the hub: TCP passes, UDP at the same port is dropped.
 	var (
@@ -89,6 +91,7 @@ func TestAutoFallsBackWhereUDPIsBlockedAndReturns(t *testing.T) {
 }
 
 func TestAutoTakesTheProxy(t *testing.T) {
+	t.Parallel()
 	hub := startBoth(t, linktest.NewCA(t), quiet())
 	o := hub.DialOptions(t, "pi-1")
 	o.Proxy = func(*http.Request) (*url.URL, error) {
@@ -100,6 +103,7 @@ func TestAutoTakesTheProxy(t *testing.T) {
 }
 
 func TestAutoSaysWhatCameOfBoth(t *testing.T) {
+	t.Parallel()
 	hub := startBoth(t, linktest.NewCA(t), quiet())
 	o := hub.DialOptions(t, "pi-1")
 	o.Certificate = certificate(linktest.NodeCert(t, linktest.NewCA(t), "pi-1"))
@@ -109,6 +113,7 @@ func TestAutoSaysWhatCameOfBoth(t *testing.T) {
 }
 
 func TestJoinedAcceptorsTakeBoth(t *testing.T) {
+	t.Parallel()
 	hub := startBoth(t, linktest.NewCA(t), quiet())
 	for name, dial := range map[string]func(link.DialOptions) link.Dialer{"websocket": link.DialWebsocket, "quic": link.DialQUIC} {
 		_, far := connect(t, dial(hub.DialOptions(t, "pi-"+name)), hub)

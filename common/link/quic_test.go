@@ -17,6 +17,7 @@ import (
 )
 
 func TestQUICHoldsTheContract(t *testing.T) {
+	t.Parallel()
 	linktest.Contract(t, linktest.Transport{
 		Name: "quic",
 		Listen: func(t testing.TB, ca *pki.CA, timing link.Timing) (string, link.Acceptor) {
@@ -28,6 +29,7 @@ func TestQUICHoldsTheContract(t *testing.T) {
 }
 
 func TestQUICConnectionOutlivesAnotherAddressOfTheEdge(t *testing.T) {
+	t.Parallel()
 	hub := linktest.StartQUICHub(t, linktest.NewCA(t), quiet())
 	way := linktest.NewUDPProxy(t, hub.Addr)
 	o := hub.DialOptions(t, "pi-1")
@@ -58,6 +60,7 @@ func TestQUICConnectionOutlivesAnotherAddressOfTheEdge(t *testing.T) {
 }
 
 func TestRestartedHubEndsOldQUICConnectionsAndTakesNewOnes(t *testing.T) {
+	t.Parallel()
 	ca := linktest.NewCA(t)
 	old := linktest.StartQUICHub(t, ca, quiet())
 	o := old.DialOptions(t, "pi-1")
@@ -105,6 +108,7 @@ func until(t *testing.T, condition func() bool) {
 }
 
 func TestQUICNoticesALineThatIsCut(t *testing.T) {
+	t.Parallel()
 	timing := quiet()
 	timing.UserTimeout = 300 * time.Millisecond
 	hub := linktest.StartQUICHub(t, linktest.NewCA(t), timing)
@@ -125,6 +129,7 @@ func TestQUICNoticesALineThatIsCut(t *testing.T) {
 
 // TestHubBoundsWhatAQUICPeerMaySay speaks to the hub in ways that no edge does.
 func TestHubBoundsWhatAQUICPeerMaySay(t *testing.T) {
+	t.Parallel()
 	ca := linktest.NewCA(t)
 	hub := linktest.StartQUICHub(t, ca, quiet())
 	pair := linktest.NodeCert(t, ca, "pi-1")

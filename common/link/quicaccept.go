@@ -5,9 +5,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -15,9 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// busyHandshakes is from how many handshakes under way on that an edge must show
-// that its address is its own (QUIC's Retry) before it costs the hub more.
-const busyHandshakes = 256
+// handshakeWait bounds what comes before a node is known, over QUIC: half of it
+// for a packet of its handshake, and as much again for its first byte.
+const handshakeWait = 10 * time.Second
 
 // wantedBuffer is what the hub wants of its socket's buffer: a burst of packets
 // from thousands of edges.
@@ -43,7 +43,6 @@ type quicAcceptor struct {
 	conns     chan *quicConn
 	closed    chan struct{}
 	once      sync.Once
-	shaking   atomic.Int64   // handshakes under way
 	open      sync.WaitGroup // the accept loop and each connection
 }
 
@@ -69,13 +68,18 @@ func AcceptQUIC(socket net.PacketConn, o QUICOptions) (Acceptor, error) {
 	a := &quicAcceptor{QUICOptions: o, socket: socket, conns: make(chan *quicConn), closed: make(chan struct{})}
 	a.transport = &quic.Transport{
 		Conn:                socket,
-		VerifySourceAddress: func(net.Addr) bool { return a.shaking.Load() > busyHandshakes },
+		VerifySourceAddress: func(net.Addr) bool { return o.Strangers.crowdQUIC() },
 		ConnContext: func(ctx context.Context, _ *quic.ClientInfo) (context.Context, error) {
-			a.shaking.Add(1)
-			once := new(sync.Once)
-			done := func() { once.Do(func() { a.shaking.Add(-1) }) }
-			context.AfterFunc(ctx, done)
-			return context.WithValue(ctx, shaken{}, done), nil
+			over, ok := o.Strangers.comeQUIC()
+			if !ok {
+				return nil, errCrowded
+			}
+			context.AfterFunc(ctx, func() {
+				if over() {
+					o.Strangers.count(overQUIC, left)
+				}
+			})
+			return context.WithValue(ctx, stranger{}, over), nil
 		},
 	}
 	if o.ResetKey != [32]byte{} {
@@ -85,7 +89,9 @@ func AcceptQUIC(socket net.PacketConn, o QUICOptions) (Acceptor, error) {
 	config := o.TLS.Clone()
 	config.NextProtos = []string{QUICProtocol}
 	var err error
-	if a.listener, err = a.transport.Listen(config, quicConfig(o.Timing, hubWindow, maxHubWindow, 1+MaxStreams)); err != nil {
+	shape := quicConfig(o.Timing, hubWindow, maxHubWindow, 1+MaxStreams)
+	shape.HandshakeIdleTimeout = min(handshakeWait/2, o.Timing.Dial) // quic-go allows twice that in all
+	if a.listener, err = a.transport.Listen(config, shape); err != nil {
 		return nil, fmt.Errorf("listen for edges over QUIC: %w", err)
 	}
 	a.adviseBuffer()
@@ -99,9 +105,11 @@ func AcceptQUIC(socket net.PacketConn, o QUICOptions) (Acceptor, error) {
 	return a, nil
 }
 
-// shaken is the key of a function, in a connection's context, that notes the end
-// of its handshake.
-type shaken struct{}
+// stranger is the key of a function, in a connection's context, that notes that it
+// is none any more.
+type stranger struct{}
+
+var errCrowded = errors.New("too many connections that have not authenticated")
 
 // adviseBuffer says what to do about a socket with a small buffer.
 func (a *quicAcceptor) adviseBuffer() {
@@ -126,12 +134,13 @@ func (a *quicAcceptor) run() {
 		if err != nil {
 			return // the listener is closed, and nothing else ends it
 		}
-		if done, ok := conn.Context().Value(shaken{}).(func()); ok {
-			done()
-		}
 		a.open.Go(func() {
-			if c := a.take(conn); c != nil {
-				c.takeStreams()
+			c := a.take(conn)
+			if over, ok := conn.Context().Value(stranger{}).(func() bool); ok {
+				over()
+			}
+			if c != nil {
+				a.hand(c)
 			}
 			<-conn.Context().Done()
 		})
@@ -140,38 +149,46 @@ func (a *quicAcceptor) run() {
 
 // take welcomes one connection, or says in plain words why not and returns nil.
 func (a *quicAcceptor) take(conn *quic.Conn) *quicConn {
-	state := conn.ConnectionState().TLS
+	state, remote := conn.ConnectionState().TLS, conn.RemoteAddr().String()
+	refuse := func(o outcome, why string) *quicConn {
+		a.Strangers.count(overQUIC, o)
+		_ = conn.CloseWithError(codeRefused, why)
+		return nil
+	}
 	who, err := clientOf(&state)
 	if err != nil {
-		a.Log.Info("refused a connection", "remote", conn.RemoteAddr().String(), "err", err)
-		_ = conn.CloseWithError(codeRefused, err.Error())
-		return nil
+		a.Strangers.say(slog.LevelInfo, "refused a connection without a node's certificate", "remote", remote, "err", err)
+		return refuse(certificate, err.Error())
 	}
 	if err := a.Admit(who.name, who.issued); err != nil {
-		a.Log.Info("refused a connection", "node", who.name, "remote", conn.RemoteAddr().String(), "err", err)
-		_ = conn.CloseWithError(codeRefused, err.Error())
-		return nil
+		a.Strangers.say(slog.LevelInfo, "refused a node", "node", who.name, "remote", remote, "err", err)
+		return refuse(denied, err.Error())
 	}
 	t := a.Timing
-	stream, err := receive(conn, t.Dial)
+	stream, err := receive(conn, min(handshakeWait, t.Dial))
 	if err != nil {
-		a.Log.Debug("a connection without a stream", "node", who.name, "remote", conn.RemoteAddr().String(), "err", err)
-		_ = conn.CloseWithError(codeRefused, "an edge opens one stream and says hello")
-		return nil
+		a.Strangers.say(slog.LevelInfo, "refused a connection over QUIC that does not begin as an edge's", "node", who.name, "remote", remote, "err", err)
+		return refuse(malformed, "an edge opens one stream and says hello")
 	}
-	c := newQUICConn(conn, stream, who, t, t.EdgeSilent, t.HubPing, 1)
+	a.Strangers.count(overQUIC, accepted)
+	return newQUICConn(conn, stream, who, t, t.EdgeSilent, t.HubPing, 1)
+}
+
+// hand gives the hub a connection and serves its streams until it ends.
+func (a *quicAcceptor) hand(c *quicConn) {
 	wait := time.NewTimer(acceptWait)
-	defer wait.Stop()
 	select {
 	case a.conns <- c:
-		return c
+		wait.Stop()
+		c.takeStreams()
 	case <-a.closed:
+		wait.Stop()
 		c.end(ErrClosed)
 	case <-wait.C:
-		a.Log.Warn("the hub is too busy to take a connection", "node", who.name, "remote", conn.RemoteAddr().String())
+		a.Strangers.count(overQUIC, busy)
+		a.Strangers.say(slog.LevelWarn, "the hub is too busy to take a connection", "node", c.peer.name, "remote", c.RemoteAddr())
 		c.end(ErrClosed)
 	}
-	return nil
 }
 
 // receive takes the stream that the edge opens, and answers its hello.

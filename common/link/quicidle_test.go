@@ -13,6 +13,7 @@ import (
 // those of a day at the usual interval. Retransmissions on a slow machine only
 // add to the count, so the bound is loose: it is for gross mistakes.
 func TestIdleQUICCostsLittle(t *testing.T) {
+	t.Parallel()
 	timing := quiet()
 	timing.KeepAlive = 100 * time.Millisecond
 	hub := linktest.StartQUICHub(t, linktest.NewCA(t), quiet())

@@ -74,6 +74,7 @@ func rawWebsocket(t *testing.T, hub *linktest.Hub, node string) *websocket.Conn 
 }
 
 func TestHubEndsConnectionThatBreaksTheRules(t *testing.T) {
+	t.Parallel()
 	hub := linktest.StartHub(t, linktest.NewCA(t), quiet())
 	for name, c := range map[string]struct {
 		do   func(ws *websocket.Conn) error
@@ -153,6 +154,7 @@ func TestHubEndsConnectionThatBreaksTheRules(t *testing.T) {
 }
 
 func TestEdgeEndsConnectionWithTooLargeMessage(t *testing.T) {
+	t.Parallel()
 	ca := linktest.NewCA(t)
 	up := websocket.Upgrader{}
 	addr := linktest.ServeHTTP(t, ca, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -177,6 +179,7 @@ func TestEdgeEndsConnectionWithTooLargeMessage(t *testing.T) {
 }
 
 func TestHandlerSaysWhyNot(t *testing.T) {
+	t.Parallel()
 	hub := linktest.StartHub(t, linktest.NewCA(t), quiet())
 	node := []tls.Certificate{linktest.NodeCert(t, hub.CA, "pi-1")}
 	for _, c := range []struct {
@@ -231,6 +234,7 @@ func serveNothing(t *testing.T, l net.Listener) {
 }
 
 func TestDialSaysWhatIsWrong(t *testing.T) {
+	t.Parallel()
 	ca := linktest.NewCA(t)
 	hub := linktest.StartHub(t, ca, quiet())
 	plain, err := net.Listen("tcp", "127.0.0.1:0")
@@ -287,18 +291,20 @@ func TestDialSaysWhatIsWrong(t *testing.T) {
 }
 
 func TestListenNamesTheTakenPort(t *testing.T) {
-	l, err := link.Listen(t.Context(), "127.0.0.1:0")
+	t.Parallel()
+	l, err := link.Listen(t.Context(), "127.0.0.1:0", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = l.Close() }()
-	_, err = link.Listen(t.Context(), l.Addr().String())
+	_, err = link.Listen(t.Context(), l.Addr().String(), nil)
 	if err == nil || !strings.Contains(err.Error(), "taken by another program") {
 		t.Fatalf("a second listener: %v", err)
 	}
 }
 
 func TestBothEndsTuneTCP(t *testing.T) {
+	t.Parallel()
 	hub := linktest.StartHub(t, linktest.NewCA(t), link.DefaultTiming())
 	a, b := connect(t, hub.Dialer(t, "pi-1"), hub)
 	for name, c := range map[string]link.Conn{"edge": a, "hub": b} {
@@ -331,6 +337,7 @@ func TestBothEndsTuneTCP(t *testing.T) {
 // TestDialGoesThroughAnHTTPProxy uses a proxy that knows CONNECT and nothing
 // else, as firewalls of companies have.
 func TestDialGoesThroughAnHTTPProxy(t *testing.T) {
+	t.Parallel()
 	hub := linktest.StartHub(t, linktest.NewCA(t), quiet())
 	var asked atomic.Pointer[string]
 	proxy, err := net.Listen("tcp", "127.0.0.1:0")
@@ -408,6 +415,7 @@ func serveConnect(t *testing.T, c net.Conn, target string, asked *atomic.Pointer
 }
 
 func TestLineThatIsCutAndMendedLosesNothing(t *testing.T) {
+	t.Parallel()
 	hub := linktest.StartHub(t, linktest.NewCA(t), quiet())
 	line := linktest.NewProxy(t, hub.Addr)
 	edge, far := connect(t, hub.DialerVia(t, "pi-1", line), hub)

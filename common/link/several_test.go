@@ -56,8 +56,10 @@ func options(t *testing.T, ca *pki.CA, hubs ...string) link.DialOptions {
 }
 
 func TestSecondHubIsTriedBesideOneThatDoesNotAnswer(t *testing.T) {
+	t.Parallel()
 	for name, k := range kinds() {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			ca := linktest.NewCA(t)
 			hub := k.start(t, ca)
 			edge, _ := connect(t, k.dial(options(t, ca, blackHole(t), hub.Addr)), hub)
@@ -69,8 +71,10 @@ func TestSecondHubIsTriedBesideOneThatDoesNotAnswer(t *testing.T) {
 }
 
 func TestThirdHubIsTriedAtOnceWhenTheOthersFail(t *testing.T) {
+	t.Parallel()
 	for name, k := range kinds() {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			ca := linktest.NewCA(t)
 			hub, strange := k.start(t, ca), k.start(t, linktest.NewCA(t))
 			o := options(t, ca, "no port", strange.Addr, hub.Addr)
@@ -84,8 +88,10 @@ func TestThirdHubIsTriedAtOnceWhenTheOthersFail(t *testing.T) {
 }
 
 func TestLastGoodHubComesFirst(t *testing.T) {
+	t.Parallel()
 	for name, k := range kinds() {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			ca := linktest.NewCA(t)
 			hub := k.start(t, ca)
 			first := blackHole(t)
@@ -102,8 +108,10 @@ func TestLastGoodHubComesFirst(t *testing.T) {
 // TestLosersAreClosed lets both hubs answer, at whatever moment: what the edge does
 // not use must end at the hub that took it.
 func TestLosersAreClosed(t *testing.T) {
+	t.Parallel()
 	for name, k := range kinds() {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			ca := linktest.NewCA(t)
 			a, b := k.start(t, ca), k.start(t, ca)
 			o := options(t, ca, a.Addr, b.Addr)
@@ -148,6 +156,7 @@ func TestLosersAreClosed(t *testing.T) {
 }
 
 func TestRefusalByOneHubIsNotTheLastWord(t *testing.T) {
+	t.Parallel()
 	ca := linktest.NewCA(t)
 	hub := linktest.StartHub(t, ca, quiet())
 	gone, err := net.Listen("tcp", "127.0.0.1:0")
@@ -166,8 +175,10 @@ func TestRefusalByOneHubIsNotTheLastWord(t *testing.T) {
 }
 
 func TestDialOfSeveralHubsEndsWithItsContext(t *testing.T) {
+	t.Parallel()
 	for name, k := range kinds() {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			ctx, cancel := context.WithCancel(patient(t))
 			done := make(chan error, 1)
 			go func() {

@@ -6,16 +6,21 @@ import (
 	"fmt"
 	"net"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // Listen listens for edges. The kernel sends no keepalives of its own on the
 // connections: they would cost an idle edge half a megabyte a day and find
-// nothing that the link's own keepalive does not.
-func Listen(ctx context.Context, address string) (net.Listener, error) {
-	config := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{Enable: false}, KeepAlive: -1}
+// nothing that the link's own keepalive does not. Who connects and says nothing is
+// the kernel's for ten seconds and then a stranger; nil: those are not bounded.
+func Listen(ctx context.Context, address string, strangers *Strangers) (net.Listener, error) {
+	config := net.ListenConfig{
+		KeepAliveConfig: net.KeepAliveConfig{Enable: false}, KeepAlive: -1,
+		Control: func(_, _ string, raw syscall.RawConn) error {
+			return setOption(raw, "TCP_DEFER_ACCEPT", unix.TCP_DEFER_ACCEPT, int(deferAccept.Seconds()))
+		},
+	}
 	l, err := config.Listen(ctx, "tcp", address)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return nil, fmt.Errorf("the port of %s is taken by another program: stop it, or set another \"listen\" in the config file: %w", address, err)
@@ -23,7 +28,10 @@ func Listen(ctx context.Context, address string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen for edges: %w", err)
 	}
-	return l, nil
+	if strangers == nil {
+		return l, nil
+	}
+	return &strangerListener{Listener: l, strangers: strangers, closed: make(chan struct{})}, nil
 }
 
 // dialer makes TCP connections with the link's options.
@@ -116,23 +124,16 @@ func tcpTraffic(conn net.Conn) Traffic {
 }
 
 func setOptions(raw syscall.RawConn, t Timing) error {
-	var failed error
-	err := raw.Control(func(fd uintptr) {
-		failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, lowWater)
-	})
-	if err := errors.Join(err, failed); err != nil {
-		return fmt.Errorf("set TCP_NOTSENT_LOWAT: %w", err)
-	}
-	return setUserTimeout(raw, t.UserTimeout)
+	return errors.Join(
+		setOption(raw, "TCP_NOTSENT_LOWAT", unix.TCP_NOTSENT_LOWAT, lowWater),
+		setOption(raw, "TCP_USER_TIMEOUT", unix.TCP_USER_TIMEOUT, int(t.UserTimeout.Milliseconds())))
 }
 
-func setUserTimeout(raw syscall.RawConn, after time.Duration) error {
+func setOption(raw syscall.RawConn, name string, option, value int) error {
 	var failed error
-	err := raw.Control(func(fd uintptr) {
-		failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(after.Milliseconds()))
-	})
+	err := raw.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, option, value) })
 	if err := errors.Join(err, failed); err != nil {
-		return fmt.Errorf("set TCP_USER_TIMEOUT: %w", err)
+		return fmt.Errorf("set %s: %w", name, err)
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 )
 
 func TestWebsocketHoldsTheContract(t *testing.T) {
+	t.Parallel()
 	linktest.Contract(t, linktest.Transport{
 		Name: "websocket",
 		Listen: func(t testing.TB, ca *pki.CA, timing link.Timing) (string, link.Acceptor) {

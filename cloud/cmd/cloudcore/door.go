@@ -25,6 +25,7 @@ import (
 type door struct {
 	public, health net.Listener
 	udp            net.PacketConn // nil: no QUIC
+	strangers      *link.Strangers
 	log            *slog.Logger
 }
 
@@ -37,7 +38,7 @@ const (
 )
 
 func openDoor(ctx context.Context, cfg config.Cloud, log *slog.Logger) (*door, error) {
-	d := &door{log: log}
+	d := &door{log: log, strangers: link.NewStrangers(0, log)}
 	if err := d.openPublic(ctx, cfg); err != nil {
 		return nil, fmt.Errorf("open the hub's port (listen: %s): %w", cfg.Listen, err)
 	}
@@ -61,7 +62,7 @@ func (d *door) openPublic(ctx context.Context, cfg config.Cloud) error {
 		return err
 	}
 	for attempts := 0; ; attempts++ {
-		if d.public, err = link.Listen(ctx, cfg.Listen); err != nil || !cfg.QUIC {
+		if d.public, err = link.Listen(ctx, cfg.Listen, d.strangers); err != nil || !cfg.QUIC {
 			return err
 		}
 		if d.udp, err = link.ListenUDP(ctx, d.public.Addr().String()); err == nil {
@@ -77,6 +78,7 @@ func (d *door) openPublic(ctx context.Context, cfg config.Cloud) error {
 // accept returns what takes edges over both transports, and the handler for
 // those that come over websocket.
 func (d *door) accept(o link.AcceptOptions, self *identity.Identity) (link.Acceptor, http.Handler, error) {
+	o.Strangers = d.strangers
 	acceptor, links := link.AcceptWebsocket(o)
 	if d.udp == nil {
 		return acceptor, links, nil
@@ -126,7 +128,6 @@ func (d *door) serve(ctx context.Context, tlsConfig *tls.Config, links, joins ht
 	public := http.NewServeMux()
 	public.Handle(link.Path, links)
 	public.Handle(enrollment.Path, joins)
-	public.Handle(enrollment.RenewPath, joins)
 	public.Handle("/healthz", health)
 	local := http.NewServeMux()
 	local.Handle("/healthz", health)

@@ -30,24 +30,32 @@ type Transport struct {
 // Contract holds what every transport promises, whatever it is made of.
 func Contract(t *testing.T, transport Transport) {
 	c := contract{transport}
-	t.Run("messages arrive whole, in order, both ways", c.messages)
-	t.Run("concurrent senders do not mix", c.concurrent)
-	t.Run("a message beyond the limit is refused and the connection goes on", c.tooLarge)
-	t.Run("both sides know each other", c.names)
-	t.Run("close ends both sides", c.closing)
-	t.Run("a reader that gives up ends the connection", c.recvCancelled)
-	t.Run("a sender that gives up leaves no half message", c.sendCancelled)
-	t.Run("an idle edge is heard", c.keepAlive)
-	t.Run("the hub notices a silent edge", c.silentEdge)
-	t.Run("the edge notices a silent hub", c.silentHub)
-	t.Run("an edge without a good certificate stays outside", c.strangers)
-	t.Run("an edge is told that its certificate has ended", c.expired)
-	t.Run("an edge believes only the hub of its CA", c.falseHub)
-	t.Run("a wrong clock keeps nobody out", c.wrongClock)
-	t.Run("a second address is tried", c.secondAddress)
-	t.Run("a dial ends with its context", c.dialCancelled)
+	run(t, "messages arrive whole, in order, both ways", c.messages)
+	run(t, "concurrent senders do not mix", c.concurrent)
+	run(t, "a message beyond the limit is refused and the connection goes on", c.tooLarge)
+	run(t, "both sides know each other", c.names)
+	run(t, "close ends both sides", c.closing)
+	run(t, "a reader that gives up ends the connection", c.recvCancelled)
+	run(t, "a sender that gives up leaves no half message", c.sendCancelled)
+	run(t, "an idle edge is heard", c.keepAlive)
+	run(t, "the hub notices a silent edge", c.silentEdge)
+	run(t, "the edge notices a silent hub", c.silentHub)
+	run(t, "an edge without a good certificate stays outside", c.strangers)
+	run(t, "an edge is told that its certificate has ended", c.expired)
+	run(t, "an edge believes only the hub of its CA", c.falseHub)
+	run(t, "a wrong clock keeps nobody out", c.wrongClock)
+	run(t, "a second address is tried", c.secondAddress)
+	run(t, "a dial ends with its context", c.dialCancelled)
 	t.Run("streams", c.streams)
-	t.Run("a closed acceptor takes nobody and keeps who is there", c.acceptorClosed)
+	run(t, "a closed acceptor takes nobody and keeps who is there", c.acceptorClosed)
+}
+
+// run runs a test beside others: most of them wait.
+func run(t *testing.T, name string, test func(t *testing.T)) {
+	t.Run(name, func(t *testing.T) {
+		t.Parallel()
+		test(t)
+	})
 }
 
 type contract struct{ Transport }

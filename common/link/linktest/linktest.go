@@ -119,7 +119,7 @@ func StartHub(t testing.TB, ca *pki.CA, timing link.Timing) *Hub {
 // ServeHTTP serves a handler over TLS as a hub does, and returns its address.
 func ServeHTTP(t testing.TB, ca *pki.CA, handler http.Handler) string {
 	t.Helper()
-	l, err := link.Listen(t.Context(), "127.0.0.1:0")
+	l, err := link.Listen(t.Context(), "127.0.0.1:0", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

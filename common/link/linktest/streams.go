@@ -19,17 +19,17 @@ import (
 
 // streams holds what every transport promises of the streams beside its messages.
 func (c contract) streams(t *testing.T) {
-	t.Run("many at once, from both sides, do not mix", c.manyStreams)
-	t.Run("a half that is closed leaves the other one", c.halfClose)
-	t.Run("one that nobody reads delays nothing", c.stoppedStream)
-	t.Run("an end that closes ends the other's writing", c.streamClosed)
-	t.Run("deadlines pass and can be set anew", c.streamDeadlines)
-	t.Run("where nobody accepts they are refused", c.streamRefused)
-	t.Run("their number is bounded", c.streamsBounded)
-	t.Run("who waits for one to be taken may give up", c.streamGivenUp)
-	t.Run("they end with a connection that is closed", c.streamsOfClosed)
-	t.Run("they end with a connection that fell silent", c.streamsOfSilent)
-	t.Run("a large copy lets messages by", c.largeCopy)
+	run(t, "many at once, from both sides, do not mix", c.manyStreams)
+	run(t, "a half that is closed leaves the other one", c.halfClose)
+	run(t, "one that nobody reads delays nothing", c.stoppedStream)
+	run(t, "an end that closes ends the other's writing", c.streamClosed)
+	run(t, "deadlines pass and can be set anew", c.streamDeadlines)
+	run(t, "where nobody accepts they are refused", c.streamRefused)
+	run(t, "their number is bounded", c.streamsBounded)
+	run(t, "who waits for one to be taken may give up", c.streamGivenUp)
+	run(t, "they end with a connection that is closed", c.streamsOfClosed)
+	run(t, "they end with a connection that fell silent", c.streamsOfSilent)
+	run(t, "a large copy lets messages by", c.largeCopy)
 }
 
 // lively is a connection at both of whose ends somebody receives.
