@@ -1,6 +1,6 @@
 // Package localstatus is the word that edgecore has for people at the node
-// itself: one JSON document over a unix socket in the run directory. edgecore
-// serves it, `holdfast status` and `holdfast join` read it. It works without a
+// itself: one JSON document over a unix socket in the run directory, and its
+// metrics beside it. edgecore serves it, `holdfast status` and `holdfast join` read it. It works without a
 // line to the hub, tells nothing secret, and changes nothing.
 package localstatus
 
@@ -69,9 +69,10 @@ type Store struct {
 	SyncedOnce bool `json:"syncedOnce"`
 }
 
-// Serve answers GET /status on the socket in runDir (mode 0600) until ctx ends.
-// It takes the place of a socket that nobody listens on any more.
-func Serve(ctx context.Context, runDir string, status func(context.Context) Status) error {
+// Serve answers GET /status on the socket in runDir (mode 0600) until ctx ends,
+// and GET /metrics where metrics is not nil. It takes the place of a socket that
+// nobody listens on any more.
+func Serve(ctx context.Context, runDir string, status func(context.Context) Status, metrics http.Handler) error {
 	path := filepath.Join(runDir, SocketName)
 	listener, err := listen(path)
 	if err != nil {
@@ -82,6 +83,9 @@ func Serve(ctx context.Context, runDir string, status func(context.Context) Stat
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(status(r.Context())) // a reader that went away needs no answer
 	})
+	if metrics != nil {
+		mux.Handle("GET /metrics", metrics)
+	}
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 8 << 10}
 	stop := context.AfterFunc(ctx, func() { server.Close() })
 	defer stop()

@@ -18,6 +18,7 @@ type clients struct {
 	own      kubernetes.Interface
 	asNode   kubernetes.Interface
 	metadata metadata.Interface
+	requests *requests // of all of them
 }
 
 func newClients(cfg config.Cloud) (*clients, error) {
@@ -30,10 +31,11 @@ func newClients(cfg config.Cloud) (*clients, error) {
 	// The rooms bound what runs at a time; the apiserver's priority and fairness
 	// does the rest. A limit here would let one node delay another.
 	rc.QPS = -1
+	c := &clients{requests: new(requests)}
+	rc.Wrap(c.requests.wrap)
 	typed := rest.CopyConfig(rc)
 	typed.ContentType = runtime.ContentTypeProtobuf
 	typed.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
-	c := new(clients)
 	if c.own, err = kubernetes.NewForConfig(typed); err != nil {
 		return nil, fmt.Errorf("make the apiserver's client: %w", err)
 	}

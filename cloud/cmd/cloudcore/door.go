@@ -19,9 +19,11 @@ import (
 	"github.com/holdfast-edge/holdfast/common/config"
 	"github.com/holdfast-edge/holdfast/common/enrollment"
 	"github.com/holdfast-edge/holdfast/common/link"
+	"github.com/holdfast-edge/holdfast/common/metrics"
 )
 
-// door is the ports: the hub's, over TCP and over UDP, and the one for health.
+// door is the ports: the hub's, over TCP and over UDP, and the one for health and
+// metrics.
 type door struct {
 	public, health net.Listener
 	udp            net.PacketConn // nil: no QUIC
@@ -117,7 +119,7 @@ func (d *door) close() {
 }
 
 // serve serves both ports until ctx ends.
-func (d *door) serve(ctx context.Context, tlsConfig *tls.Config, links, joins http.Handler, healthy func() bool) error {
+func (d *door) serve(ctx context.Context, tlsConfig *tls.Config, links, joins, figures http.Handler, healthy func() bool) error {
 	health := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		if !healthy() {
 			http.Error(w, "the cluster's objects are not known yet", http.StatusServiceUnavailable)
@@ -131,6 +133,7 @@ func (d *door) serve(ctx context.Context, tlsConfig *tls.Config, links, joins ht
 	public.Handle("/healthz", health)
 	local := http.NewServeMux()
 	local.Handle("/healthz", health)
+	local.Handle("GET "+metrics.Path, figures)
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.serveOne(ctx, d.public, public, tlsConfig) })

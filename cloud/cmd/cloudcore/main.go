@@ -109,6 +109,7 @@ func serve(ctx context.Context, cfg config.Cloud, log *slog.Logger) error {
 		return err
 	}
 	defer acceptor.Close()
+	figures := metricsHandler(clients.requests, cluster.Synced, nodes.WriteMetrics, cluster.WriteMetrics, keeper.WriteMetrics)
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return cluster.Run(ctx) })
@@ -117,7 +118,7 @@ func serve(ctx context.Context, cfg config.Cloud, log *slog.Logger) error {
 	group.Go(func() error { return joins.Run(ctx) })
 	group.Go(func() error { return keeper.Run(ctx) })
 	group.Go(func() error { return nodes.Serve(ctx, acceptor) })
-	group.Go(func() error { return door.serve(ctx, self.TLSConfig(), links, joins, cluster.Synced) })
+	group.Go(func() error { return door.serve(ctx, self.TLSConfig(), links, joins, figures, cluster.Synced) })
 	group.Go(func() error {
 		if cluster.WaitSynced(ctx) == nil {
 			log.Info("ready", "listen", door.public.Addr().String())

@@ -24,6 +24,7 @@ import (
 
 	"github.com/holdfast-edge/holdfast/common/config"
 	"github.com/holdfast-edge/holdfast/common/localstatus"
+	"github.com/holdfast-edge/holdfast/edge/credential"
 	"github.com/holdfast-edge/holdfast/edge/node"
 	"github.com/holdfast-edge/holdfast/edge/pod"
 	"github.com/holdfast-edge/holdfast/edge/store"
@@ -97,7 +98,8 @@ func serve(ctx context.Context, cfg config.Edge) error {
 	}
 
 	wake := make(chan struct{}, 1)
-	line := uplink.New(uplink.Options{Dialer: newDialer(cfg, log), Store: st, Log: log, Version: version, Wake: wake})
+	certificate := credential.New(credential.Options{DataDir: cfg.DataDir, Hubs: cfg.Hub, Log: log})
+	line := uplink.New(uplink.Options{Dialer: newDialer(cfg, certificate, log), Credential: certificate, Store: st, Log: log, Version: version, Wake: wake})
 	clock, err := pod.NewClock(floor(line))
 	if err != nil {
 		return errors.Join(err, st.Close())
@@ -129,8 +131,9 @@ func serve(ctx context.Context, cfg config.Edge) error {
 		}
 	})
 	group.Go(func() error {
-		return localstatus.Serve(ctx, cfg.RunDir, func(ctx context.Context) localstatus.Status { return engine.status(ctx, started) })
+		return localstatus.Serve(ctx, cfg.RunDir, func(ctx context.Context) localstatus.Status { return engine.status(ctx, started) }, engine.metrics())
 	})
+	group.Go(func() error { return serveMetrics(ctx, cfg.MetricsListen, engine.metrics(), log) })
 	if err := notifySystemd("READY=1"); err != nil {
 		log.Warn("systemd could not be told that edgecore is up", "err", err)
 	}
