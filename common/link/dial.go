@@ -52,6 +52,10 @@ type DialOptions struct {
 	Proxy func(*http.Request) (*url.URL, error)
 	// Now is the wall clock; nil: time.Now.
 	Now func() time.Time
+	// Since is asked at every Dial what the time is for certain not before, however
+	// wrong the clock; a hub's certificate that had ended by then is refused
+	// (pki.ErrEnded). nil: nothing is certain.
+	Since func() time.Time
 }
 
 // hubDialer is what the transports' dialers share: the order of addresses, the
@@ -81,6 +85,9 @@ func (o DialOptions) complete() DialOptions {
 	}
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Since == nil {
+		o.Since = func() time.Time { return time.Time{} }
 	}
 	return o
 }
@@ -130,20 +137,21 @@ func (d *hubDialer) dialHub(ctx context.Context, hub string, certificate tls.Cer
 	if err != nil {
 		return nil, fmt.Errorf("the address is not HOST:PORT: %w", err)
 	}
+	since := d.Since()
 	config := &tls.Config{
 		MinVersion:   tls.VersionTLS13,
 		RootCAs:      d.RootCAs,
 		ServerName:   host,
 		Certificates: []tls.Certificate{certificate},
 		NextProtos:   []string{d.protocol},
-		Time:         d.Now,
+		Time:         func() time.Time { return pki.Later(d.Now(), since) },
 	}
 	c, err := d.attempt(ctx, hub, config)
 	if err == nil {
 		return c, nil
 	}
 	now := d.Now()
-	at, err := pki.TimeInside(err, d.RootCAs, host, now)
+	at, err := pki.TimeInsideSince(err, d.RootCAs, host, now, since)
 	if err != nil {
 		return nil, explainDial(err, host)
 	}

@@ -89,3 +89,16 @@ func Order(d Dialer) []string {
 	}
 	return d.(*websocketDialer).hubs.order()
 }
+
+// Hasty lets strangers make room at once.
+func Hasty(s *Strangers) *Strangers {
+	s.grace = 0
+	return s
+}
+
+// Count is how many strangers there are over TCP.
+func Count(s *Strangers) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tcp.Len()
+}

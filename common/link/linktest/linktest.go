@@ -110,8 +110,15 @@ type Hub struct {
 // connections that are still open.
 func StartHub(t testing.TB, ca *pki.CA, timing link.Timing) *Hub {
 	t.Helper()
-	acceptor, handler := link.AcceptWebsocket(link.AcceptOptions{Timing: timing, Log: slog.New(slog.DiscardHandler)})
-	addr := ServeHTTP(t, ca, handler)
+	return StartGuardedHub(t, ca, timing, nil)
+}
+
+// StartGuardedHub is StartHub with a bound on strangers; nil: the usual one, and
+// none at the port.
+func StartGuardedHub(t testing.TB, ca *pki.CA, timing link.Timing, strangers *link.Strangers) *Hub {
+	t.Helper()
+	acceptor, handler := link.AcceptWebsocket(link.AcceptOptions{Timing: timing, Log: slog.New(slog.DiscardHandler), Strangers: strangers})
+	addr := serveHTTP(t, ca, handler, strangers)
 	t.Cleanup(func() { _ = acceptor.Close() })
 	return &Hub{Acceptor: acceptor, CA: ca, Addr: addr, Timing: timing}
 }
@@ -119,7 +126,12 @@ func StartHub(t testing.TB, ca *pki.CA, timing link.Timing) *Hub {
 // ServeHTTP serves a handler over TLS as a hub does, and returns its address.
 func ServeHTTP(t testing.TB, ca *pki.CA, handler http.Handler) string {
 	t.Helper()
-	l, err := link.Listen(t.Context(), "127.0.0.1:0", nil)
+	return serveHTTP(t, ca, handler, nil)
+}
+
+func serveHTTP(t testing.TB, ca *pki.CA, handler http.Handler, strangers *link.Strangers) string {
+	t.Helper()
+	l, err := link.Listen(t.Context(), "127.0.0.1:0", strangers)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,17 +26,26 @@ func StartQUICHub(t testing.TB, ca *pki.CA, timing link.Timing) *QUICHub {
 // same key for resets, as one that was restarted has.
 func StartQUICHubAt(t testing.TB, ca *pki.CA, timing link.Timing, address string) *QUICHub {
 	t.Helper()
+	return startQUIC(t, ca, address, link.AcceptOptions{Timing: timing})
+}
+
+// StartGuardedQUICHub is StartQUICHub with a bound on strangers.
+func StartGuardedQUICHub(t testing.TB, ca *pki.CA, timing link.Timing, strangers *link.Strangers) *QUICHub {
+	t.Helper()
+	return startQUIC(t, ca, "127.0.0.1:0", link.AcceptOptions{Timing: timing, Strangers: strangers})
+}
+
+func startQUIC(t testing.TB, ca *pki.CA, address string, o link.AcceptOptions) *QUICHub {
+	t.Helper()
 	socket, err := link.ListenUDP(t.Context(), address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	acceptor, err := link.AcceptQUIC(socket, link.QUICOptions{
-		AcceptOptions: link.AcceptOptions{Timing: timing}, TLS: ServerTLS(t, ca), ResetKey: [32]byte{1},
-	})
+	acceptor, err := link.AcceptQUIC(socket, link.QUICOptions{AcceptOptions: o, TLS: ServerTLS(t, ca), ResetKey: [32]byte{1}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &QUICHub{Hub: &Hub{Acceptor: acceptor, CA: ca, Addr: socket.LocalAddr().String(), Timing: timing}, socket: socket}
+	h := &QUICHub{Hub: &Hub{Acceptor: acceptor, CA: ca, Addr: socket.LocalAddr().String(), Timing: o.Timing}, socket: socket}
 	t.Cleanup(func() {
 		_ = acceptor.Close()
 		h.Kill()
