@@ -2,39 +2,35 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
 
 	"github.com/holdfast-edge/holdfast/common/config"
 	"github.com/holdfast-edge/holdfast/common/link"
-	"github.com/holdfast-edge/holdfast/common/pki"
+	"github.com/holdfast-edge/holdfast/edge/credential"
 )
 
 // dialer dials the hub with the certificates in the data directory, which it
 // reads when they are needed: a node that has lost them still runs its pods.
 type dialer struct {
-	cfg    config.Edge
-	log    *slog.Logger
-	dialer link.Dialer // nil until the CA could be read
+	cfg        config.Edge
+	credential *credential.Credential
+	log        *slog.Logger
+	dialer     link.Dialer // nil until the CA could be read
 }
 
-func newDialer(cfg config.Edge, log *slog.Logger) *dialer { return &dialer{cfg: cfg, log: log} }
+func newDialer(cfg config.Edge, c *credential.Credential, log *slog.Logger) *dialer {
+	return &dialer{cfg: cfg, credential: c, log: log}
+}
 
-func (d *dialer) path(name string) string { return filepath.Join(d.cfg.DataDir, "pki", name) }
-
-// Dial is called by one goroutine, edge/uplink's.
+// Dial is called by one goroutine, edge/uplink's. Where the hub says that the
+// node's certificate has ended, it is renewed by its key first.
 func (d *dialer) Dial(ctx context.Context) (link.Conn, error) {
 	if d.dialer == nil {
-		ca, err := os.ReadFile(d.path("ca.crt"))
+		pool, err := d.credential.Roots()
 		if err != nil {
-			return nil, fmt.Errorf("read the hub's CA (holdfast join fetches it): %w", err)
-		}
-		pool, err := pki.Pool(ca)
-		if err != nil {
-			return nil, fmt.Errorf("read the hub's CA from %s: %w", d.path("ca.crt"), err)
+			return nil, err
 		}
 		dial := link.DialWebsocket
 		switch d.cfg.Transport {
@@ -44,21 +40,16 @@ func (d *dialer) Dial(ctx context.Context) (link.Conn, error) {
 			dial = link.DialQUIC
 		}
 		d.dialer = dial(link.DialOptions{
-			Hubs: d.cfg.Hub, RootCAs: pool, Certificate: d.certificate,
+			Hubs: d.cfg.Hub, RootCAs: pool, Certificate: d.credential.Certificate, Since: d.credential.Since,
 			Timing: link.Timing{KeepAlive: d.cfg.KeepAlive.Duration, UserTimeout: d.cfg.LineTimeout.Duration}, Log: d.log,
 		})
 	}
+	conn, err := d.dialer.Dial(ctx)
+	if !errors.Is(err, link.ErrExpired) {
+		return conn, err
+	}
+	if rerr := d.credential.Recover(ctx); rerr != nil {
+		return nil, fmt.Errorf("%w; renew it by its key: %w", err, rerr)
+	}
 	return d.dialer.Dial(ctx)
-}
-
-func (d *dialer) certificate() (tls.Certificate, error) {
-	cert, err := os.ReadFile(d.path("node.crt"))
-	if err != nil {
-		return tls.Certificate{}, fmt.Errorf("read the node's certificate (holdfast join fetches it): %w", err)
-	}
-	key, err := os.ReadFile(d.path("node.key"))
-	if err != nil {
-		return tls.Certificate{}, fmt.Errorf("read the node's key (holdfast join makes it): %w", err)
-	}
-	return pki.KeyPair(cert, key)
 }
