@@ -57,7 +57,7 @@ func TestAgainstARealApiserver(t *testing.T) {
 	t.Run("an apiserver that starts again changes nothing", s.restarts)
 }
 
-func newSite(t *testing.T) *site {
+func newSite(t testing.TB) *site {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 	defer cancel()
@@ -99,7 +99,7 @@ func newSite(t *testing.T) *site {
 }
 
 // open runs a Cluster until the test ends.
-func (s *site) open(t *testing.T) *Cluster {
+func (s *site) open(t testing.TB) *Cluster {
 	t.Helper()
 	c, err := New(Options{Client: s.client(t, s.config), AsNode: s.asNode(t), Metadata: s.metadata(t), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -109,7 +109,7 @@ func (s *site) open(t *testing.T) *Cluster {
 	return c
 }
 
-func (s *site) run(t *testing.T, c *Cluster) {
+func (s *site) run(t testing.TB, c *Cluster) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -126,7 +126,7 @@ func (s *site) run(t *testing.T, c *Cluster) {
 	})
 }
 
-func (s *site) client(t *testing.T, rc *rest.Config) kubernetes.Interface {
+func (s *site) client(t testing.TB, rc *rest.Config) kubernetes.Interface {
 	t.Helper()
 	rc = rest.CopyConfig(rc)
 	rc.ContentType = runtime.ContentTypeProtobuf
@@ -138,7 +138,7 @@ func (s *site) client(t *testing.T, rc *rest.Config) kubernetes.Interface {
 	return c
 }
 
-func (s *site) asNode(t *testing.T) kubernetes.Interface {
+func (s *site) asNode(t testing.TB) kubernetes.Interface {
 	t.Helper()
 	c, err := asnode.NewClient(s.config)
 	if err != nil {
@@ -147,7 +147,7 @@ func (s *site) asNode(t *testing.T) kubernetes.Interface {
 	return c
 }
 
-func (s *site) metadata(t *testing.T) metadata.Interface {
+func (s *site) metadata(t testing.TB) metadata.Interface {
 	t.Helper()
 	c, err := metadata.NewForConfig(metadata.ConfigFor(s.config))
 	if err != nil {
@@ -156,7 +156,7 @@ func (s *site) metadata(t *testing.T) metadata.Interface {
 	return c
 }
 
-func (s *site) node(t *testing.T, name string, labels map[string]string) {
+func (s *site) node(t testing.TB, name string, labels map[string]string) {
 	t.Helper()
 	_, err := s.admin.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}, metav1.CreateOptions{})
 	if err != nil {
@@ -165,7 +165,7 @@ func (s *site) node(t *testing.T, name string, labels map[string]string) {
 }
 
 // pod makes a pod that refers to a ConfigMap of the given name, if any.
-func (s *site) pod(t *testing.T, name, node, configMap string) *corev1.Pod {
+func (s *site) pod(t testing.TB, name, node, configMap string) *corev1.Pod {
 	t.Helper()
 	off := false
 	p := &corev1.Pod{
@@ -183,7 +183,7 @@ func (s *site) pod(t *testing.T, name, node, configMap string) *corev1.Pod {
 	return made
 }
 
-func (s *site) configMap(t *testing.T, name, value string) {
+func (s *site) configMap(t testing.TB, name, value string) {
 	t.Helper()
 	cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}, Data: map[string]string{"value": value}}
 	_, err := s.admin.CoreV1().ConfigMaps("default").Update(t.Context(), cm, metav1.UpdateOptions{})
@@ -240,7 +240,7 @@ func holding(n int, texts ...string) func(*roster.Wanted) error {
 	}
 }
 
-func eventually(t *testing.T, what string, ok func() error) {
+func eventually(t testing.TB, what string, ok func() error) {
 	t.Helper()
 	deadline := time.NewTimer(patience)
 	defer deadline.Stop()
