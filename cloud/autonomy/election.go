@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
@@ -60,6 +61,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("elect who keeps pods: %w", err)
 	}
+	k.checkRights(ctx)
 	var all sync.WaitGroup
 	defer all.Wait()
 	all.Go(func() {
@@ -74,5 +76,16 @@ func (k *Keeper) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
+	}
+}
+
+// checkRights says what to do when this cloudcore was given its rights by an
+// earlier version.
+func (k *Keeper) checkRights(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, err := k.client.CoordinationV1().Leases(LeaseNamespace).Get(ctx, LeaseName, metav1.GetOptions{})
+	if apierrors.IsForbidden(err) {
+		k.log.Error("pods of silent nodes are not kept, because hubs may not agree on who does it: run \"holdfast init\" again, or apply build/manifests", "err", err)
 	}
 }

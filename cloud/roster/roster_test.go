@@ -118,7 +118,7 @@ func TestEncodingTwiceGivesTheSameBytesAndChangesNothing(t *testing.T) {
 		}
 	}
 	if !reflect.DeepEqual(p, before) {
-		t.Error("the informer's pod was changed")
+		t.Error("the pod itself was changed")
 	}
 }
 
