@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -20,22 +21,27 @@ type Hub struct {
 	world  *World
 	dir    string
 	health string
-	args   []string
 	init   *Process
 }
 
-// AddHub starts another hub and returns when it is ready for nodes.
-func (w *World) AddHub(ctx context.Context, args ...string) (*Hub, error) {
+// AddHub starts another hub and returns when it is ready for nodes. settings are
+// lines of its config file.
+func (w *World) AddHub(ctx context.Context, settings ...string) (*Hub, error) {
 	w.mu.Lock()
 	number := uint16(len(w.hubs) + 1)
 	h := &Hub{
-		Address: netip.AddrPortFrom(w.Bridge.Addr(), hubPort+10*number).String(), args: args,
+		Address: netip.AddrPortFrom(w.Bridge.Addr(), hubPort+10*number).String(),
 		world: w, dir: filepath.Join(w.Dir, fmt.Sprintf("hub-%d", number)), health: fmt.Sprintf("127.0.0.1:%d", hubPort+1+10*number),
 	}
 	w.hubs = append(w.hubs, h)
 	w.mu.Unlock()
 	if err := os.MkdirAll(h.dir, 0o755); err != nil {
 		return nil, fmt.Errorf("add a hub: %w", err)
+	}
+	if len(settings) > 0 {
+		if err := os.WriteFile(h.config(), []byte(strings.Join(settings, "\n")+"\n"), 0o600); err != nil {
+			return nil, fmt.Errorf("add a hub: %w", err)
+		}
 	}
 	return h, h.Start(ctx)
 }
@@ -44,11 +50,9 @@ func (h *Hub) config() string { return filepath.Join(h.dir, "cloudcore.yaml") }
 
 // Start starts the hub, again after Kill.
 func (h *Hub) Start(ctx context.Context) error {
-	args := append([]string{
+	cmd := exec.Command(filepath.Join(h.world.Bin, "holdfast"),
 		"init", "--foreground", "--kubeconfig", h.world.Kubeconfig(), "--data-dir", filepath.Join(h.dir, "data"), "--config", h.config(),
-		"--listen", h.Address, "--health-listen", h.health, "--advertise-address", h.world.Bridge.Addr().String(),
-	}, h.args...)
-	cmd := exec.Command(filepath.Join(h.world.Bin, "holdfast"), args...)
+		"--listen", h.Address, "--health-listen", h.health, "--advertise-address", h.world.Bridge.Addr().String())
 	var err error
 	if h.init, err = start("holdfast init of another hub", cmd, filepath.Join(h.dir, "init.log")); err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -141,16 +142,25 @@ func (w *World) KillCloud() error {
 
 // Token makes a fresh join token.
 func (w *World) Token(args ...string) (string, error) {
-	cmd := exec.Command(filepath.Join(w.Bin, "holdfast"), append([]string{"token", "create", "--kubeconfig", w.Kubeconfig(), "--config", w.cloudConfig()}, args...)...)
-	out, err := cmd.CombinedOutput()
+	out, err := w.Admin(append([]string{"token", "create"}, args...)...)
 	if err != nil {
-		return "", fmt.Errorf("holdfast token create: %w: %s", err, out)
+		return "", err
 	}
-	token := regexp.MustCompile(`[a-z0-9]{6}\.[a-z0-9]{16}`).FindString(string(out))
+	token := regexp.MustCompile(`[a-z0-9]{6}\.[a-z0-9]{16}`).FindString(out)
 	if token == "" {
 		return "", fmt.Errorf("holdfast token create printed no token: %s", out)
 	}
 	return token, nil
+}
+
+// Admin runs the command as the administrator does, and returns what it printed.
+func (w *World) Admin(args ...string) (string, error) {
+	cmd := exec.Command(filepath.Join(w.Bin, "holdfast"), append(args, "--kubeconfig", w.Kubeconfig(), "--config", w.cloudConfig())...)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("holdfast %s: %w: %s", strings.Join(args, " "), err, out)
+	}
+	return string(out), nil
 }
 
 // CAHash is what a joining node must be told.
