@@ -53,7 +53,10 @@ type place struct {
 	stop    func()
 }
 
-func newPlace(t *testing.T) *place {
+func newPlace(t testing.TB) *place { return newPlaceWith(t, keepAlive) }
+
+// newPlaceWith is newPlace with another keepalive on the line.
+func newPlaceWith(t testing.TB, keepAlive time.Duration) *place {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
@@ -93,7 +96,7 @@ func newPlace(t *testing.T) *place {
 }
 
 // apply creates what build/manifests holds.
-func (p *place) apply(t *testing.T) {
+func (p *place) apply(t testing.TB) {
 	t.Helper()
 	err := fs.WalkDir(manifests.Files, ".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
@@ -137,7 +140,7 @@ func (p *place) apply(t *testing.T) {
 }
 
 // kubeconfig is that of cloudcore's service account, with no more rights.
-func (p *place) kubeconfig(t *testing.T, dir string) string {
+func (p *place) kubeconfig(t testing.TB, dir string) string {
 	t.Helper()
 	rc, err := p.cluster.RestConfig()
 	if err != nil {
@@ -162,7 +165,7 @@ func (p *place) kubeconfig(t *testing.T, dir string) string {
 }
 
 // start runs cloudcore as its main does, and waits until it is ready.
-func (p *place) start(t *testing.T) {
+func (p *place) start(t testing.TB) {
 	t.Helper()
 	p.logs.reset()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -186,7 +189,7 @@ func (p *place) start(t *testing.T) {
 }
 
 // edge is an edge of that name, not connected.
-func (p *place) edge(t *testing.T, node, storeID string) *edgetest.Edge {
+func (p *place) edge(t testing.TB, node, storeID string) *edgetest.Edge {
 	pair := linktest.NodeCert(t, p.ca, node)
 	return edgetest.New(t, link.DialWebsocket(link.DialOptions{
 		Hubs: []string{p.addr}, RootCAs: p.ca.Pool(), Timing: link.TimingFor(keepAlive),
@@ -195,7 +198,7 @@ func (p *place) edge(t *testing.T, node, storeID string) *edgetest.Edge {
 }
 
 // join connects an edge and registers its node.
-func (p *place) join(t *testing.T, node string) *edgetest.Edge {
+func (p *place) join(t testing.TB, node string) *edgetest.Edge {
 	t.Helper()
 	e := p.edge(t, node, "store of "+node)
 	e.Connect()
@@ -256,7 +259,7 @@ func running(p *corev1.Pod) *corev1.Pod {
 	}
 }
 
-func (p *place) create(t *testing.T, pod *corev1.Pod) *corev1.Pod {
+func (p *place) create(t testing.TB, pod *corev1.Pod) *corev1.Pod {
 	t.Helper()
 	created, err := p.client.CoreV1().Pods(pod.Namespace).Create(t.Context(), pod, metav1.CreateOptions{})
 	if err != nil {
@@ -266,7 +269,7 @@ func (p *place) create(t *testing.T, pod *corev1.Pod) *corev1.Pod {
 }
 
 // get reads a pod; nil when there is none.
-func (p *place) get(t *testing.T, name string) *corev1.Pod {
+func (p *place) get(t testing.TB, name string) *corev1.Pod {
 	t.Helper()
 	got, err := p.client.CoreV1().Pods("default").Get(t.Context(), name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
@@ -278,7 +281,7 @@ func (p *place) get(t *testing.T, name string) *corev1.Pod {
 	return got
 }
 
-func (p *place) configMap(t *testing.T, name, value string) {
+func (p *place) configMap(t testing.TB, name, value string) {
 	t.Helper()
 	cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}, Data: map[string]string{"value": value}}
 	_, err := p.client.CoreV1().ConfigMaps("default").Create(t.Context(), cm, metav1.CreateOptions{})
@@ -290,7 +293,7 @@ func (p *place) configMap(t *testing.T, name, value string) {
 	}
 }
 
-func (p *place) secret(t *testing.T, name, value string) {
+func (p *place) secret(t testing.TB, name, value string) {
 	t.Helper()
 	_, err := p.client.CoreV1().Secrets("default").Create(t.Context(),
 		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name}, Data: map[string][]byte{"value": []byte(value)}}, metav1.CreateOptions{})
@@ -300,7 +303,7 @@ func (p *place) secret(t *testing.T, name, value string) {
 }
 
 // eventually polls until ok.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.NewTimer(edgetest.Patience)
 	defer deadline.Stop()
