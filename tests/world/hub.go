@@ -31,7 +31,7 @@ func (w *World) AddHub(ctx context.Context, settings ...string) (*Hub, error) {
 	number := uint16(len(w.hubs) + 1)
 	h := &Hub{
 		Address: netip.AddrPortFrom(w.Bridge.Addr(), hubPort+10*number).String(),
-		world: w, dir: filepath.Join(w.Dir, fmt.Sprintf("hub-%d", number)), health: fmt.Sprintf("127.0.0.1:%d", hubPort+1+10*number),
+		world:   w, dir: filepath.Join(w.Dir, fmt.Sprintf("hub-%d", number)), health: fmt.Sprintf("127.0.0.1:%d", hubPort+1+10*number),
 	}
 	w.hubs = append(w.hubs, h)
 	w.mu.Unlock()

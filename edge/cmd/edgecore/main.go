@@ -25,7 +25,6 @@ import (
 	"github.com/holdfast-edge/holdfast/common/config"
 	"github.com/holdfast-edge/holdfast/common/localstatus"
 	"github.com/holdfast-edge/holdfast/edge/credential"
-	"github.com/holdfast-edge/holdfast/edge/credential"
 	"github.com/holdfast-edge/holdfast/edge/node"
 	"github.com/holdfast-edge/holdfast/edge/pod"
 	"github.com/holdfast-edge/holdfast/edge/store"
@@ -99,7 +98,6 @@ func serve(ctx context.Context, cfg config.Edge) error {
 	}
 
 	wake := make(chan struct{}, 1)
-	certificate := credential.New(credential.Options{DataDir: cfg.DataDir, Hubs: cfg.Hub, Log: log})
 	certificate := credential.New(credential.Options{DataDir: cfg.DataDir, Hubs: cfg.Hub, Log: log})
 	line := uplink.New(uplink.Options{Dialer: newDialer(cfg, certificate, log), Credential: certificate, Store: st, Log: log, Version: version, Wake: wake})
 	clock, err := pod.NewClock(floor(line))
