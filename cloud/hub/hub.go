@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -149,46 +150,56 @@ func (g *goodbye) Error() string { return g.message }
 
 // serve holds one connection from its first to its last byte.
 func (h *Hub) serve(ctx context.Context, conn link.Conn) {
-	node := conn.Peer()
-	log := h.log.With("node", node, "addr", conn.RemoteAddr())
 	defer conn.Close()
-	if node == "" {
-		log.Error("a connection without a node's name was let in")
+	s := h.begin(ctx, conn)
+	if s == nil {
 		return
 	}
-	hello, err := h.hello(ctx, conn)
-	if err != nil {
-		log.Warn("a node was turned away", "err", err)
-		h.counts.turnedAway.Add(1)
-		h.turnAway(conn, err)
-		return
-	}
-	s := h.newSession(conn, hello, log)
-	if err := h.register(ctx, s); err != nil {
-		log.Warn("a node was turned away", "err", err)
-		h.counts.turnedAway.Add(1)
-		h.turnAway(conn, err)
-		return
-	}
-	began := time.Now()
-	h.counts.begun.Add(1)
-	log.Info("a node is connected", "session", s.id, "version", hello.GetEdgeVersion(), "transport", conn.Transport())
 	reading := make(chan struct{})
 	go func() {
 		defer close(reading)
 		s.read()
 	}()
-	err = s.run(ctx)
+	h.finish(s, s.run(), reading)
+}
+
+// begin makes a session of a connection; nil when the node is turned away.
+func (h *Hub) begin(ctx context.Context, conn link.Conn) *session {
+	log := h.log.With("node", conn.Peer(), "addr", conn.RemoteAddr())
+	if conn.Peer() == "" {
+		log.Error("a connection without a node's name was let in")
+		return nil
+	}
+	var s *session
+	hello, err := h.hello(ctx, conn)
+	if err == nil {
+		s = h.newSession(conn, hello)
+		err = h.register(ctx, s)
+	}
+	if err != nil {
+		log.Warn("a node was turned away", "err", err)
+		h.counts.turnedAway.Add(1)
+		h.turnAway(conn, err)
+		return nil
+	}
+	s.ctx, s.cancel = context.WithCancel(ctx)
+	h.counts.begun.Add(1)
+	s.log().Info("a node is connected", "version", hello.GetEdgeVersion(), "transport", conn.Transport())
+	return s
+}
+
+// finish parts from the edge. reading is closed when nothing is read any more.
+func (h *Hub) finish(s *session, why error, reading <-chan struct{}) {
 	h.unregister(s)
-	h.counts.end(err)
-	log.Info("a node is disconnected", "session", s.id, "after", time.Since(began).Round(time.Millisecond), "err", err)
-	if h.part(conn, err) {
+	h.counts.end(why)
+	s.log().Info("a node is disconnected", "after", time.Since(s.began).Round(time.Millisecond), "rejected", s.rejected, "err", why)
+	if h.part(s.conn, why) {
 		select {
 		case <-reading:
 		case <-time.After(partTimeout):
 		}
 	}
-	_ = conn.Close()
+	_ = s.conn.Close()
 	<-reading
 }
 
@@ -208,17 +219,19 @@ func (h *Hub) hello(ctx context.Context, conn link.Conn) (*wire.Hello, error) {
 	if hello == nil {
 		return nil, protocolError(errors.New("the first message is not Hello"))
 	}
-	for _, v := range hello.GetProtocolVersions() {
-		if v == wire.ProtocolVersion {
-			if hello.GetStoreId() == "" {
-				return nil, protocolError(errors.New("hello without a store id"))
-			}
-			return hello, nil
-		}
+	if n := len(hello.GetStoreId()); n == 0 || n > maxWord {
+		return nil, protocolError(fmt.Errorf("a hello with a store id of %d bytes: it has from 1 to %d", n, maxWord))
+	}
+	if n := len(hello.GetEdgeVersion()); n > maxWord {
+		return nil, protocolError(fmt.Errorf("a hello with a version of %d bytes: it has at most %d", n, maxWord))
+	}
+	versions := hello.GetProtocolVersions()
+	if slices.Contains(versions, wire.ProtocolVersion) {
+		return hello, nil
 	}
 	return nil, &goodbye{wire.Goodbye_REASON_PROTOCOL_VERSION, fmt.Sprintf(
 		"edgecore %s speaks protocol versions %v, this cloudcore (%s) speaks %d: upgrade the older of the two",
-		hello.GetEdgeVersion(), hello.GetProtocolVersions(), h.version, wire.ProtocolVersion)}
+		hello.GetEdgeVersion(), versions[:min(len(versions), 8)], h.version, wire.ProtocolVersion)}
 }
 
 func protocolError(err error) *goodbye {

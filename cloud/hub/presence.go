@@ -20,6 +20,7 @@ type claim struct {
 	running bool
 	failing bool
 	told    bool // the edge knows
+	retries backoff
 }
 
 // startClaim claims the node, and tells the edge so once it is welcomed.
@@ -43,9 +44,10 @@ func (s *session) startClaim() {
 				return
 			}
 			if c.failing {
-				s.log.Info("the node is claimed")
+				s.log().Info("the node is claimed")
 			}
 			c.epoch, c.failing, s.restore.look = epoch, false, true
+			c.retries.reset()
 			s.lease.heard, s.lease.last = heard, time.Now() // a claim renews the lease
 		}
 	})
@@ -59,11 +61,12 @@ func (s *session) unclaimed(err error) {
 			held, s.conn.RemoteAddr(), report.LeaseLife)})
 		return
 	}
-	if !s.claim.failing && s.wait > 2*time.Second {
-		s.claim.failing = true
-		s.log.Warn("the node cannot be claimed; its reports wait, what it must hold does not", "err", err)
+	c := &s.claim
+	s.again(&c.retries, func() { c.due = true })
+	if !c.failing && c.retries.worthTelling() {
+		c.failing = true
+		s.log().Warn("the node cannot be claimed; its reports wait, what it must hold does not", "err", err)
 	}
-	s.again()
 }
 
 // fenced ends the session, if the error says that another one has the node.
@@ -75,8 +78,7 @@ func (s *session) fenced(err error) {
 
 // lease renews the node's lease when the node was heard, and never otherwise.
 type lease struct {
-	timer   *time.Timer
-	every   time.Duration
+	timer   *time.Timer // nil until first needed
 	armed   bool
 	due     bool
 	running bool
@@ -85,9 +87,24 @@ type lease struct {
 	heard   time.Time // what conn.LastHeard was at the last success
 }
 
-func (l *lease) start(every time.Duration) {
-	l.timer = time.NewTimer(every)
-	l.armed, l.every, l.due = true, every, true
+// alarm is when a renewal is due that had to wait.
+func (l *lease) alarm() <-chan time.Time {
+	if l.timer == nil {
+		return nil
+	}
+	return l.timer.C
+}
+
+// rest waits before the next renewal.
+func (l *lease) rest(d time.Duration) {
+	switch {
+	case l.armed:
+	case l.timer == nil:
+		l.timer = time.NewTimer(d)
+	default:
+		l.timer.Reset(d)
+	}
+	l.armed = true
 }
 
 // now asks for a renewal although the last is not long ago.
@@ -102,14 +119,11 @@ func (s *session) startRenew() {
 	}
 	l.due = false
 	heard := s.conn.LastHeard()
-	if !heard.After(l.heard) || time.Since(heard) > 3*l.every {
+	if !heard.After(l.heard) || time.Since(heard) > 3*s.hub.timing.Renew {
 		return
 	}
-	if rest := l.every - time.Since(l.last); rest > 0 {
-		if !l.armed {
-			l.timer.Reset(rest)
-			l.armed = true
-		}
+	if rest := s.hub.timing.Renew - time.Since(l.last); rest > 0 {
+		l.rest(rest)
 		return
 	}
 	l.running, l.last = true, time.Now()
@@ -123,9 +137,9 @@ func (s *session) startRenew() {
 				l.heard = heard
 			}
 			if err != nil && !l.failing {
-				s.log.Warn("the node's lease cannot be renewed", "err", err)
+				s.log().Warn("the node's lease cannot be renewed", "err", err)
 			} else if err == nil && l.failing {
-				s.log.Info("the node's lease is renewed again")
+				s.log().Info("the node's lease is renewed again")
 			}
 			l.failing = err != nil
 			// What was heard meanwhile, and a failure, wait for the timer.
@@ -142,6 +156,12 @@ type restore struct {
 	node    string            // resource version of the Node that was dealt with
 	pods    map[string]string // the same of pods, by uid
 	unknown time.Time         // since when the Node is seen as given up; zero: it is not
+	retries backoff
+}
+
+// lookAgain looks again later, after a failure.
+func (s *session) lookAgain() {
+	s.again(&s.restore.retries, func() { s.restore.look = true })
 }
 
 // fresh is how recently a node must have been heard to count as there.
@@ -187,10 +207,11 @@ func (s *session) restoreNode(n *corev1.Node) {
 			r.running, r.look = false, true
 			s.fenced(err)
 			if err != nil {
-				s.log.Debug("the node's conditions cannot be written", "err", err)
-				s.again()
+				s.log().Debug("the node's conditions cannot be written", "err", err)
+				s.lookAgain()
 				return
 			}
+			r.retries.reset()
 			r.node = n.ResourceVersion
 		}
 	})
@@ -200,7 +221,7 @@ func (s *session) restorePods() {
 	r := &s.restore
 	pods, err := s.hub.cluster.Pods(s.node)
 	if err != nil {
-		s.log.Error("pods cannot be looked up", "err", err)
+		s.log().Error("pods cannot be looked up", "err", err)
 		return
 	}
 	var todo []*corev1.Pod
@@ -229,7 +250,7 @@ func (s *session) restorePods() {
 				break
 			}
 			if err != nil {
-				s.log.Debug("condition Ready of a pod cannot be written", "pod", p.Namespace+"/"+p.Name, "uid", p.UID, "err", err)
+				s.log().Debug("condition Ready of a pod cannot be written", "pod", p.Namespace+"/"+p.Name, "uid", p.UID, "err", err)
 				continue
 			}
 			done[string(p.UID)] = p.ResourceVersion
@@ -242,7 +263,9 @@ func (s *session) restorePods() {
 			}
 			if len(done) < len(todo) {
 				r.look = false
-				s.again()
+				s.lookAgain()
+			} else {
+				r.retries.reset()
 			}
 		}
 	})

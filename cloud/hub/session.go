@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"log/slog"
+	mathrand "math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,7 +20,8 @@ import (
 // session is one node's connection. Two goroutines live as long as it does: one
 // reads, the other (run) owns all state below. Everything that waits for the
 // line or the apiserver runs in a goroutine of its own that posts its outcome
-// back, so that run never blocks.
+// back, so that run never blocks. What most sessions need never, or only for a
+// while, is made when it is needed: a hub holds thousands of idle sessions.
 type session struct {
 	hub     *Hub
 	conn    link.Conn
@@ -27,20 +29,14 @@ type session struct {
 	storeID string
 	id      string
 	began   time.Time
-	log     *slog.Logger
+	ctx     context.Context // ends with run
+	cancel  context.CancelFunc
 	ending  chan error    // capacity 1: somebody else ends the session
 	ended   chan struct{} // closed when nothing of it runs any more
 	posts   chan func()
-	deaf    chan struct{} // closed when run returns
-
-	// Handed from read to run by the channels.
-	incoming  chan *wire.EdgeMessage
-	broken    chan error
-	malformed error
+	arrived chan arrival // from read to run
 
 	// Owned by run.
-	ctx       context.Context
-	sendCtx   context.Context
 	all       sync.WaitGroup
 	delivery  *delivery.Delivery
 	resolve   func(context.Context) (*roster.Wanted, error)
@@ -49,41 +45,53 @@ type session struct {
 	reports   reportQueue
 	asking    int // token requests that run
 	resolving bool
-	stale     bool // what the node must hold is to be worked out (again)
-	patience  bool // the Welcome waits no longer
-	failing   bool // of the resolver, for the log
-	confirms  bool // a live read of missing pods runs
-	confirm   bool // one is allowed
-	retry     *time.Timer
-	wait      time.Duration
+	stale     bool             // what the node must hold is to be worked out (again)
+	late      <-chan time.Time // the Welcome waits no longer; nil after it
+	failing   bool             // of the resolver, for the log
+	confirms  bool             // a live read of missing pods runs
+	confirm   bool             // one is allowed
+	resolves  backoff
+	confirmed backoff
 	claim     claim
 	lease     lease
 	restore   restore
-	renewing  bool // of the node's certificate
-	held      int  // bytes of reports taken whose results are not known
+	renewing  bool   // of the node's certificate
+	held      int    // bytes of reports taken whose results are not known
+	rejected  uint64 // reports
 
 	// For Each, from any goroutine.
 	meter wire.Meter
 	state atomic.Int32 // delivery.State
 }
 
+// arrival is one message of the edge, or why there are no more.
+type arrival struct {
+	message *wire.EdgeMessage
+	err     error
+}
+
 // Limits of one session.
 const (
-	maxBacklog = 64              // reports and token requests taken whose answers are not on the line; beyond, the hub stops reading
-	maxHeld    = 4 << 20         // bytes of reports taken; beyond, the hub stops reading
-	maxHeldAll = 256 << 20       // the same of all sessions together; beyond, only those that hold none are read
-	maxAsking  = 4               // token requests at a time
-	sendGrace  = 2 * time.Second // for a send at the session's end
+	maxBacklog = 64               // reports and token requests taken whose answers are not on the line; beyond, the hub stops reading
+	maxHeld    = 4 << 20          // bytes of reports taken; beyond, the hub stops reading
+	maxHeldAll = 256 << 20        // the same of all sessions together; beyond, only those that hold none are read
+	maxAsking  = 4                // token requests at a time
+	maxWord    = 128              // bytes of what an edge calls itself, its version and its database
+	maxSend    = 10 * time.Minute // for one message on a line that moves at all; common/link gives up one that does not
+	sendGrace  = 2 * time.Second  // for a send at the session's end
 )
 
-func (h *Hub) newSession(conn link.Conn, hello *wire.Hello, log *slog.Logger) *session {
-	id := rand.Text()[:10]
+func (h *Hub) newSession(conn link.Conn, hello *wire.Hello) *session {
 	return &session{
-		hub: h, conn: conn, began: time.Now(), node: conn.Peer(), storeID: hello.GetStoreId(), id: id, log: log.With("session", id),
-		ending: make(chan error, 1), ended: make(chan struct{}), posts: make(chan func()),
-		deaf: make(chan struct{}), incoming: make(chan *wire.EdgeMessage), broken: make(chan error, 1),
-		delivery: delivery.New(hello.GetDigest()), reports: newReportQueue(), wait: h.timing.Retry,
+		hub: h, conn: conn, began: time.Now(), node: conn.Peer(), storeID: hello.GetStoreId(), id: rand.Text()[:10],
+		ending: make(chan error, 1), ended: make(chan struct{}), posts: make(chan func()), arrived: make(chan arrival),
+		delivery: delivery.New(hello.GetDigest()),
 	}
+}
+
+// log is made anew for each line: few sessions have anything to say.
+func (s *session) log() *slog.Logger {
+	return s.hub.log.With("node", s.node, "addr", s.conn.RemoteAddr(), "session", s.id)
 }
 
 // end asks the session to end for that reason; it may be called at any time.
@@ -95,70 +103,67 @@ func (s *session) end(why error) {
 }
 
 // run holds the session until the connection breaks, the edge misbehaves,
-// somebody ends it, or ctx ends. When it returns, nothing of it runs any more
-// but the connection, which it leaves open for a Goodbye.
-func (s *session) run(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	s.ctx = ctx
+// somebody ends it, or the hub stops. When it returns, nothing of it runs any
+// more but the connection, which it leaves open for a Goodbye. Its frame stays
+// small: every idle session keeps it.
+func (s *session) run() error {
 	changed, unfollow := s.hub.cluster.Follow(s.node)
-	defer unfollow()
-	s.resolve = s.hub.cluster.Resolver(s.node)
-	s.stale, s.confirm, s.claim.due = true, true, true
-	s.retry = time.NewTimer(0)
-	s.retry.Stop()
-	welcome := time.NewTimer(s.hub.timing.Sync)
-	defer welcome.Stop()
-	s.lease.start(s.hub.timing.Renew)
-	defer s.lease.timer.Stop()
-	defer s.retry.Stop()
-
-	// A send that is under way may end: stopping it closes the connection, and
-	// with it the way for a Goodbye.
-	sending, stopSending := context.WithCancel(context.WithoutCancel(ctx))
-	s.sendCtx = sending
-	defer func() {
-		s.hold(-s.held) // what is not written now comes again with the next session
-		cancel()
-		close(s.deaf)
-		late := time.AfterFunc(sendGrace, stopSending)
-		s.all.Wait()
-		late.Stop()
-		stopSending()
-	}()
-
+	defer s.stop(unfollow)
+	s.start()
 	for {
 		if err := s.advance(); err != nil {
 			return err
 		}
-		in := s.incoming
-		if s.reports.total+s.asking+len(s.replies) >= maxBacklog || s.tooMuchHeld() {
-			in = nil
-		}
 		var err error
 		select {
-		case m := <-in:
-			err = s.take(m)
-		case err = <-s.broken:
+		case a := <-s.input():
+			err = s.take(a)
 		case err = <-s.ending:
 		case f := <-s.posts:
 			f()
 		case <-changed:
 			s.stale, s.confirm, s.restore.look = true, true, true
-		case <-s.retry.C:
-			s.stale, s.confirm, s.restore.look, s.claim.due = true, true, true, true
-		case <-welcome.C:
-			s.patience = true
+		case <-s.late:
+			s.welcome()
 		case <-s.conn.Heard():
 			s.lease.due, s.restore.look = true, true
-		case <-s.lease.timer.C:
+		case <-s.lease.alarm():
 			s.lease.due, s.lease.armed = true, false
-		case <-ctx.Done():
-			return &goodbye{wire.Goodbye_REASON_SHUTDOWN, "the hub stops; its nodes go on without it"}
+		case <-s.ctx.Done():
+			err = &goodbye{wire.Goodbye_REASON_SHUTDOWN, "the hub stops; its nodes go on without it"}
 		}
 		if err != nil {
 			return err
 		}
 	}
+}
+
+func (s *session) start() {
+	s.resolve = s.hub.cluster.Resolver(s.node)
+	s.stale, s.confirm, s.claim.due, s.lease.due = true, true, true, true
+	s.late = time.After(s.hub.timing.Sync)
+}
+
+// stop waits for what runs. A send may end: stopping it closes the connection,
+// and with it the way for a Goodbye.
+func (s *session) stop(unfollow func()) {
+	s.hold(-s.held) // what is not written now comes again with the next session
+	s.cancel()
+	late := time.AfterFunc(sendGrace, func() { _ = s.conn.Close() })
+	s.all.Wait()
+	late.Stop()
+	if s.lease.timer != nil {
+		s.lease.timer.Stop()
+	}
+	unfollow()
+}
+
+// input is where messages come from, nil while the session holds enough.
+func (s *session) input() <-chan arrival {
+	if s.reports.total+s.asking+len(s.replies) >= maxBacklog || s.tooMuchHeld() {
+		return nil
+	}
+	return s.arrived
 }
 
 // read hands on what arrives until the connection ends. When the session has
@@ -168,43 +173,78 @@ func (s *session) read() {
 	for {
 		b, err := s.conn.Recv(context.Background())
 		if err != nil {
-			s.broken <- fmt.Errorf("receive: %w", err)
+			s.hand(arrival{err: fmt.Errorf("receive: %w", err)})
 			return
 		}
-		m, err := wire.DecodeEdge(b)
-		if err != nil {
-			m = nil // which take refuses, with this reason
-			s.malformed = err
-		} else {
-			s.meter.Received(m, len(b))
-			s.hub.counts.meter.Received(m, len(b))
-		}
-		select {
-		case s.incoming <- m:
-		case <-s.deaf:
-		}
+		s.hand(s.decode(b))
 	}
+}
+
+func (s *session) hand(a arrival) {
+	select {
+	case s.arrived <- a:
+	case <-s.ctx.Done():
+	}
+}
+
+func (s *session) decode(b []byte) arrival {
+	m, err := wire.DecodeEdge(b)
+	if err != nil {
+		return arrival{err: protocolError(err)}
+	}
+	s.meter.Received(m, len(b))
+	s.hub.counts.meter.Received(m, len(b))
+	return arrival{message: m}
 }
 
 // work runs f beside the session and then, in the session's goroutine, what f
 // returns.
 func (s *session) work(f func(ctx context.Context) (then func())) {
-	s.all.Go(func() {
-		then := f(s.ctx)
-		select {
-		case s.posts <- then:
-		case <-s.ctx.Done():
-		}
+	s.all.Go(func() { s.post(f(s.ctx)) })
+}
+
+// post has f run in the session's goroutine, unless the session ends.
+func (s *session) post(f func()) {
+	select {
+	case s.posts <- f:
+	case <-s.ctx.Done():
+	}
+}
+
+// backoff is the waiting between attempts at one thing, longer each time.
+type backoff struct {
+	wait    time.Duration
+	waiting bool
+}
+
+// worthTelling says that attempts have failed for longer than an apiserver needs
+// to learn of something new.
+func (b *backoff) worthTelling() bool { return b.wait > 2*time.Second }
+
+func (b *backoff) reset() { b.wait = 0 }
+
+// again does f after a while, in the session's goroutine. The while is chosen at
+// random: all sessions may fail at one moment.
+func (s *session) again(b *backoff, f func()) {
+	if b.waiting {
+		return
+	}
+	b.waiting, b.wait = true, min(max(2*b.wait, s.hub.timing.Retry), maxRetry)
+	time.AfterFunc(b.wait/2+mathrand.N(b.wait/2), func() {
+		s.post(func() {
+			b.waiting = false
+			f()
+		})
 	})
 }
 
 // take handles one message of the edge.
-func (s *session) take(m *wire.EdgeMessage) error {
-	if m == nil {
-		return protocolError(s.malformed)
+func (s *session) take(a arrival) error {
+	if a.err != nil {
+		return a.err
 	}
 	var err error
-	switch body := m.GetBody().(type) {
+	switch body := a.message.GetBody().(type) {
 	case *wire.EdgeMessage_Hello:
 		err = fmt.Errorf("%w: a second Hello", delivery.ErrProtocol)
 	case *wire.EdgeMessage_Inventory:
@@ -288,10 +328,8 @@ func (s *session) reply(m *wire.HubMessage) { s.replies = append(s.replies, m) }
 // advance starts whatever can be started.
 func (s *session) advance() error {
 	s.startResolve()
-	if !s.delivery.Welcomed() {
-		if s.patience || s.delivery.Complete() {
-			s.welcome()
-		}
+	if s.late != nil && s.delivery.Complete() {
+		s.welcome()
 	}
 	s.startClaim()
 	s.startReports()
@@ -305,8 +343,9 @@ func (s *session) advance() error {
 }
 
 func (s *session) welcome() {
+	s.late = nil
 	inSync := s.delivery.Welcome()
-	s.log.Debug("welcomed", "in_sync", inSync)
+	s.log().Debug("welcomed", "in_sync", inSync)
 	s.reply(&wire.HubMessage{Body: &wire.HubMessage_Welcome{Welcome: &wire.Welcome{
 		ProtocolVersion: wire.ProtocolVersion, Session: s.id, InSync: inSync,
 		HubTimeUnixMs: time.Now().UnixMilli(), HubVersion: s.hub.version, ClaimFollows: true,
@@ -332,23 +371,18 @@ func (s *session) resolved(want *roster.Wanted, err error) {
 	}
 	if err == nil {
 		if s.failing {
-			s.log.Info("what the node must hold is known again")
+			s.log().Info("what the node must hold is known again")
 		}
-		s.failing, s.wait = false, s.hub.timing.Retry
+		s.failing = false
+		s.resolves.reset()
 		return
 	}
-	s.again()
+	s.again(&s.resolves, func() { s.stale = true })
 	// The first refusals are the Node authorizer's delay, nothing to tell.
-	if !s.failing && s.wait > 2*time.Second {
+	if !s.failing && s.resolves.worthTelling() {
 		s.failing = true
-		s.log.Warn("not all that the node must hold can be read; what it holds stays", "err", err)
+		s.log().Warn("not all that the node must hold can be read; what it holds stays", "err", err)
 	}
-}
-
-// again looks at everything once more after a while, later each time.
-func (s *session) again() {
-	s.retry.Reset(s.wait)
-	s.wait = min(2*s.wait, maxRetry)
 }
 
 // startConfirm looks for pods that the node holds and caches do not know.
@@ -376,10 +410,11 @@ func (s *session) startConfirm(refs []*wire.ObjectRef) {
 				s.delivery.Confirmed(id)
 			}
 			if len(gone) < len(refs) {
-				s.log.Debug("pods that caches do not know stay for now", "pods", len(refs)-len(gone), "err", failed)
-				s.again()
+				s.log().Debug("pods that caches do not know stay for now", "pods", len(refs)-len(gone), "err", failed)
+				s.again(&s.confirmed, func() { s.stale, s.confirm = true, true })
 			} else {
 				s.confirm = true
+				s.confirmed.reset()
 			}
 		}
 	})
@@ -403,7 +438,7 @@ func (s *session) startSend() error {
 		}
 		if m.GetSynced() != nil {
 			objects, changes := s.delivery.Sent()
-			s.log.Info("the node holds what it must", "objects", objects, "changes", changes)
+			s.log().Info("the node holds what it must", "objects", objects, "changes", changes)
 		}
 		messages = append(messages, m)
 	}
@@ -433,11 +468,21 @@ func (s *session) send(ended context.Context, messages []*wire.HubMessage) error
 		if err != nil {
 			return err
 		}
-		if err := s.conn.Send(s.sendCtx, b); err != nil {
-			return fmt.Errorf("send: %w", err)
+		if err := s.sendOne(b); err != nil {
+			return err
 		}
 		s.meter.Sent(m, len(b))
 		s.hub.counts.meter.Sent(m, len(b))
+	}
+	return nil
+}
+
+// sendOne is not stopped by the end of the session; see stop.
+func (s *session) sendOne(b []byte) error {
+	ctx, cancel := context.WithTimeout(context.Background(), maxSend)
+	defer cancel()
+	if err := s.conn.Send(ctx, b); err != nil {
+		return fmt.Errorf("send: %w", err)
 	}
 	return nil
 }
@@ -458,13 +503,25 @@ func (s *session) startReports() {
 					s.fenced(err)
 					return
 				}
-				s.hub.counts.reported(result.GetCode())
+				s.reported(r, result)
 				s.reply(&wire.HubMessage{Body: &wire.HubMessage_ReportResult{ReportResult: result}})
 				if r.GetKind() == wire.ReportKind_REPORT_NODE && result.GetCode() == wire.ResultCode_RESULT_ACCEPTED {
 					s.lease.now()
 				}
 			}
 		})
+	}
+}
+
+// reported counts a result, and tells of the first rejection: what follows is
+// more of the same, from an edge that is newer, broken or hostile.
+func (s *session) reported(r *wire.Report, result *wire.ReportResult) {
+	s.hub.counts.reported(result.GetCode())
+	if result.GetCode() != wire.ResultCode_RESULT_REJECTED {
+		return
+	}
+	if s.rejected++; s.rejected == 1 {
+		s.log().Warn("a report was rejected; further ones of this session are only counted", "kind", r.GetKind().String(), "message", result.GetMessage())
 	}
 }
 
@@ -480,9 +537,10 @@ type reportQueue struct {
 // maxRunning is how many reports of one node are written at a time.
 const maxRunning = 4
 
-func newReportQueue() reportQueue { return reportQueue{chains: make(map[string][]*wire.Report)} }
-
 func (q *reportQueue) add(r *wire.Report) {
+	if q.chains == nil {
+		q.chains = make(map[string][]*wire.Report)
+	}
 	subject := report.Subject(r)
 	q.chains[subject] = append(q.chains[subject], r)
 	if len(q.chains[subject]) == 1 {

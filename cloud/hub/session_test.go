@@ -141,7 +141,7 @@ func (r *rig) edge(t *testing.T, node, store string) *edgetest.Edge {
 func welcomed(s edgetest.Seen) bool { return s.Welcome != nil }
 func parted(s edgetest.Seen) bool   { return s.Goodbye != nil }
 
-func podItem(t *testing.T, uid string, generation int64) *roster.Item {
+func podItem(t testing.TB, uid string, generation int64) *roster.Item {
 	t.Helper()
 	item, err := roster.Pod(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "d", Name: "p-" + uid, UID: types.UID(uid), Generation: generation}})
 	if err != nil {
