@@ -334,17 +334,15 @@ func TestBothEndsTuneTCP(t *testing.T) {
 	}
 }
 
-// TestDialGoesThroughAnHTTPProxy uses a proxy that knows CONNECT and nothing
-// else, as firewalls of companies have.
-func TestDialGoesThroughAnHTTPProxy(t *testing.T) {
-	t.Parallel()
-	hub := linktest.StartHub(t, linktest.NewCA(t), quiet())
-	var asked atomic.Pointer[string]
+// connectProxy is a proxy that knows CONNECT and nothing else, as firewalls of
+// companies have. It leads to target whatever it is asked for.
+func connectProxy(t *testing.T, target string) (addr string, asked *atomic.Pointer[string]) {
+	t.Helper()
+	asked = new(atomic.Pointer[string])
 	proxy, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	target := linktest.NewProxy(t, hub.Addr)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -353,17 +351,23 @@ func TestDialGoesThroughAnHTTPProxy(t *testing.T) {
 			if err != nil {
 				return
 			}
-			serveConnect(t, c, target.Addr(), &asked)
+			serveConnect(t, c, target, asked)
 		}
 	}()
 	t.Cleanup(func() {
 		_ = proxy.Close()
 		<-done
 	})
+	return proxy.Addr().String(), asked
+}
+
+func TestDialGoesThroughAnHTTPProxy(t *testing.T) {
+	t.Parallel()
+	hub := linktest.StartHub(t, linktest.NewCA(t), quiet())
+	target := linktest.NewProxy(t, hub.Addr)
+	proxy, asked := connectProxy(t, target.Addr())
 	o := hub.DialOptions(t, "pi-1")
-	o.Proxy = func(*http.Request) (*url.URL, error) {
-		return &url.URL{Scheme: "http", Host: proxy.Addr().String()}, nil
-	}
+	o.Proxy = func(*http.Request) (*url.URL, error) { return &url.URL{Scheme: "http", Host: proxy}, nil }
 	edge, far := connect(t, link.DialWebsocket(o), hub)
 	if got := asked.Load(); got == nil || *got != hub.Addr {
 		t.Fatalf("the proxy was asked for %v, want %s", got, hub.Addr)
@@ -384,6 +388,64 @@ func TestDialGoesThroughAnHTTPProxy(t *testing.T) {
 	var unknown x509.UnknownAuthorityError
 	if _, err := link.DialWebsocket(o).Dial(patient(t)); !errors.As(err, &unknown) {
 		t.Fatalf("dial: %v, want an unknown authority", err)
+	}
+}
+
+// TestEdgeBehindAProxyHearsItsHub: the proxy's TCP answers for a hub that is gone,
+// so there the edge asks the hub itself.
+func TestEdgeBehindAProxyHearsItsHub(t *testing.T) {
+	t.Parallel()
+	hub := linktest.StartHub(t, linktest.NewCA(t), quiet())
+	way := linktest.NewProxy(t, hub.Addr)
+	proxy, _ := connectProxy(t, way.Addr())
+	for silent := 200 * time.Millisecond; ; silent *= 2 {
+		way.Mend()
+		o := hub.DialOptions(t, "pi-1")
+		o.Proxy = func(*http.Request) (*url.URL, error) { return &url.URL{Scheme: "http", Host: proxy}, nil }
+		o.Timing.KeepAlive, o.Timing.EdgeSilent = 20*time.Millisecond, silent
+		edge, far := connect(t, link.DialWebsocket(o), hub)
+		listen(t, far)
+		ended := listen(t, edge)
+		heard := 0
+		for ctx := patient(t); heard < 5; heard++ {
+			select {
+			case <-edge.Heard():
+				continue
+			case <-ended: // this machine is slower than that
+			case <-ctx.Done():
+				t.Fatal("the edge hears nothing of its hub")
+			}
+			break
+		}
+		if heard < 5 {
+			continue
+		}
+		way.Cut() // beyond the proxy
+		if err := <-ended; !errors.Is(err, link.ErrSilent) {
+			t.Fatalf("the edge's end: %v, want ErrSilent", err)
+		}
+		return
+	}
+}
+
+// TestEnvironmentNamesTheProxy runs an edge as systemd would with HTTPS_PROXY. Only
+// the proxy knows where the hub is.
+func TestEnvironmentNamesTheProxy(t *testing.T) {
+	t.Parallel()
+	hub := linktest.StartHub(t, linktest.NewCA(t), quiet())
+	proxy, asked := connectProxy(t, hub.Addr)
+	for _, transport := range []string{"websocket", "auto"} {
+		asked.Store(nil)
+		const name = "hub.example.test:10350"
+		child{Hub: name, Transport: transport, Times: 1}.start(t, hub.CA, "HTTPS_PROXY=http://"+proxy, "NO_PROXY=")
+		far, err := hub.Accept(patient(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = far.Close() })
+		if got := asked.Load(); got == nil || *got != name || far.Transport() != "websocket" {
+			t.Fatalf("%s: the proxy was asked for %v; connected over %s", transport, got, far.Transport())
+		}
 	}
 }
 

@@ -81,10 +81,11 @@ func SignClient(t testing.TB, ca *pki.CA, key any, name, group string) []byte {
 	return der
 }
 
-// ServerTLS is the TLS configuration of a hub for 127.0.0.1 and localhost.
+// ServerTLS is the TLS configuration of a hub for 127.0.0.1, localhost and
+// hub.example.test.
 func ServerTLS(t testing.TB, ca *pki.CA) *tls.Config {
 	t.Helper()
-	pair, err := ca.SignServer([]string{"127.0.0.1", "localhost"}, time.Hour)
+	pair, err := ca.SignServer([]string{"127.0.0.1", "localhost", "hub.example.test"}, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
