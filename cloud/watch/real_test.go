@@ -575,6 +575,9 @@ func (s *site) restarts(t *testing.T) {
 		t.Fatal(err)
 	}
 	wants(t, resolve, "what is gone after", holding(3, "pod default/after", "pod default/steady"))
+	if n := s.watch.pods.stream.interrupts.Load(); n == 0 {
+		t.Error("the apiserver was away, and nobody noticed")
+	}
 	var b strings.Builder
 	s.watch.WriteMetrics(&b)
 	for _, line := range []string{"holdfast_hub_watch_followed_nodes 1", `holdfast_hub_watch_objects{kind="pods"} 2`, `holdfast_hub_watch_up{kind="secrets"} 1`} {
