@@ -87,7 +87,7 @@ func New(o Options) *Handler {
 		client: o.Client, ca: o.CA, log: o.Log, now: o.Now,
 		ttl: cmp.Or(o.TTL, pki.NodeTTL), grace: cmp.Or(o.RenewGrace, DefaultRenewGrace), revocations: o.Revocations,
 		failures: newFailures(o.Now), renewals: newRenewals(o.Now),
-		working:  make(chan struct{}, atOnce),
+		working: make(chan struct{}, atOnce),
 	}
 }
 

@@ -3,7 +3,6 @@ package enroll_test
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"io"
@@ -33,12 +32,15 @@ import (
 
 // place is a hub's port with a real cluster behind it.
 type place struct {
-	client   kubernetes.Interface
-	self     *identity.Identity
-	handler  *enroll.Handler
-	acceptor link.Acceptor
-	addr     string
-	logs     *record
+	client      kubernetes.Interface
+	kubeconfig  string
+	self        *identity.Identity
+	handler     *enroll.Handler
+	revocations *enroll.Revocations
+	revoked     sync.Map // what OnRevoked heard: time by node
+	acceptor    link.Acceptor
+	addr        string
+	logs        *record
 }
 
 // record keeps what was logged.
@@ -73,6 +75,7 @@ func TestJoining(t *testing.T) {
 		}
 	})
 	p := newPlace(t, c.Client())
+	p.kubeconfig = c.Kubeconfig()
 	t.Run("a machine with a token joins and connects", p.joinAndConnect)
 	t.Run("who has no good token learns nothing", p.noToken)
 	t.Run("a name that is served is not given out", p.takenName)
@@ -81,6 +84,13 @@ func TestJoining(t *testing.T) {
 	t.Run("who sends slowly holds up nobody", p.slow)
 	t.Run("who guesses is told to wait", p.guessing)
 	t.Run("an apiserver that is away is said so", p.apiserverAway)
+	t.Run("a certificate that has ended is renewed by its key", p.renewEnded)
+	t.Run("who has not the key of a certificate does not renew it", p.renewRefused)
+	t.Run("who guesses at renewals is told to wait", p.renewGuessing)
+	t.Run("a session renews its node's certificate and no other", p.renewInSession)
+	t.Run("a revoked node is out until it joins anew", p.revocation)
+	t.Run("nobody is admitted before the revocations were read", p.failClosed)
+	t.Run("old revocations are forgotten", p.forgetting)
 	if logs := p.logs.String(); strings.Contains(logs, secretMark) {
 		t.Errorf("the log holds a token's secret:\n%s", logs)
 	}
@@ -95,17 +105,38 @@ func newPlace(t *testing.T, client kubernetes.Interface) *place {
 		t.Fatal(err)
 	}
 	p.handler = enroll.New(enroll.Options{Client: client, CA: p.self.CA(), Log: log})
+	p.revocations = enroll.NewRevocations(enroll.RevocationsOptions{Client: client, Log: log, OnRevoked: func(node string, before time.Time) {
+		p.revoked.Store(node, before)
+	}})
 	var links http.Handler
-	p.acceptor, links = link.AcceptWebsocket(link.AcceptOptions{})
+	p.acceptor, links = link.AcceptWebsocket(link.AcceptOptions{Admit: p.revocations.Admit})
 	mux := http.NewServeMux()
 	mux.Handle(enrollment.Path, p.handler)
+	mux.Handle(enrollment.RenewPath, p.handler)
 	mux.Handle(link.Path, links)
+	p.addr = p.port(t, mux)
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- p.revocations.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		_ = p.acceptor.Close()
+	})
+	return p
+}
+
+// port serves the handler as the hub's port does, and returns its address.
+func (p *place) port(t *testing.T, handler http.Handler) string {
+	t.Helper()
 	l, err := link.Listen(t.Context(), "127.0.0.1:0", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	server := &http.Server{
-		Handler: mux, TLSConfig: p.self.TLSConfig(), ReadHeaderTimeout: time.Minute,
+		Handler: handler, TLSConfig: p.self.TLSConfig(), ReadHeaderTimeout: time.Minute,
 		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
 	}
 	done := make(chan struct{})
@@ -114,12 +145,10 @@ func newPlace(t *testing.T, client kubernetes.Interface) *place {
 		_ = server.ServeTLS(l, "", "")
 	}()
 	t.Cleanup(func() {
-		_ = p.acceptor.Close()
 		_ = server.Close()
 		<-done
 	})
-	p.addr = l.Addr().String()
-	return p
+	return l.Addr().String()
 }
 
 func patient(t *testing.T) context.Context {
@@ -148,35 +177,36 @@ func (p *place) joinAndConnect(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pair, err := c.KeyPair()
-	if err != nil {
-		t.Fatal(err)
+	if node, err := p.connect(t, c); err != nil || node != "pi-1" {
+		t.Fatalf("the hub accepted %q, %v", node, err)
 	}
+}
+
+// connect makes a connection as that node and closes it.
+func (p *place) connect(t *testing.T, c enrollment.Credentials) (node string, err error) {
+	t.Helper()
 	pool, err := c.Pool()
 	if err != nil {
 		t.Fatal(err)
 	}
+	ctx, cancel := context.WithCancel(patient(t))
+	defer cancel()
 	accepted := make(chan string, 1)
 	go func() {
-		conn, err := p.acceptor.Accept(patient(t))
-		if err != nil {
-			t.Errorf("accept: %v", err)
-			accepted <- ""
-			return
+		defer close(accepted)
+		if conn, err := p.acceptor.Accept(ctx); err == nil {
+			accepted <- conn.Peer()
+			_ = conn.Close()
 		}
-		accepted <- conn.Peer()
-		_ = conn.Close()
 	}()
-	edge, err := link.DialWebsocket(link.DialOptions{
-		Hubs: []string{p.addr}, RootCAs: pool, Certificate: func() (tls.Certificate, error) { return pair, nil },
-	}).Dial(patient(t))
+	edge, err := link.DialWebsocket(link.DialOptions{Hubs: []string{p.addr}, RootCAs: pool, Certificate: c.KeyPair}).Dial(ctx)
 	if err != nil {
-		t.Fatal(err)
+		cancel()
+		<-accepted
+		return "", err
 	}
-	defer func() { _ = edge.Close() }()
-	if node := <-accepted; node != "pi-1" {
-		t.Fatalf("the hub accepted %q", node)
-	}
+	defer edge.Close()
+	return <-accepted, nil
 }
 
 // secretMark stands in for secrets that must not show anywhere.

@@ -1,6 +1,7 @@
 package enroll
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -19,8 +20,6 @@ import (
 )
 
 const (
-	// firstRead is how long a node waits at the door of a hub that has just started
-	// and does not know yet who is revoked.
 	firstRead = 10 * time.Second
 	// repeatEvery is how often OnRevoked hears of every revocation again: a node that
 	// was let in at the moment of its revocation does not stay.
@@ -34,6 +33,9 @@ type RevocationsOptions struct {
 	// node's certificates that were signed at or before that time are void. It must
 	// return soon.
 	OnRevoked func(node string, before time.Time)
+	// FirstRead is how long a node waits at the door of a hub that has just started
+	// and does not know yet who is revoked; 0: 10 s.
+	FirstRead time.Duration
 	Log       *slog.Logger
 	Now       func() time.Time // nil: time.Now
 }
@@ -44,6 +46,7 @@ type RevocationsOptions struct {
 type Revocations struct {
 	client    kubernetes.Interface
 	onRevoked func(string, time.Time)
+	firstRead time.Duration
 	log       *slog.Logger
 	now       func() time.Time
 
@@ -62,7 +65,7 @@ func NewRevocations(o RevocationsOptions) *Revocations {
 	if o.OnRevoked == nil {
 		o.OnRevoked = func(string, time.Time) {}
 	}
-	return &Revocations{client: o.Client, onRevoked: o.OnRevoked, log: o.Log, now: o.Now, read: make(chan struct{})}
+	return &Revocations{client: o.Client, onRevoked: o.OnRevoked, firstRead: cmp.Or(o.FirstRead, firstRead), log: o.Log, now: o.Now, read: make(chan struct{})}
 }
 
 // Run follows the list until ctx ends.
@@ -145,7 +148,7 @@ func (r *Revocations) tell(all cluster.Revoked) {
 // Admit says whether a certificate of that node, signed then, still counts; for
 // link.AcceptOptions. Right after the start it waits for the list.
 func (r *Revocations) Admit(node string, issued time.Time) error {
-	late := time.NewTimer(firstRead)
+	late := time.NewTimer(r.firstRead)
 	defer late.Stop()
 	select {
 	case <-r.read:
