@@ -58,6 +58,7 @@ type session struct {
 	renewing  bool   // of the node's certificate
 	held      int    // bytes of reports taken whose results are not known
 	rejected  uint64 // reports
+	putOff    uint64 // reports that the edge must repeat
 
 	// For Each, from any goroutine.
 	meter wire.Meter
@@ -513,15 +514,20 @@ func (s *session) startReports() {
 	}
 }
 
-// reported counts a result, and tells of the first rejection: what follows is
-// more of the same, from an edge that is newer, broken or hostile.
+// reported counts a result, and tells of the first rejection and of the first
+// failure: what follows is more of the same.
 func (s *session) reported(r *wire.Report, result *wire.ReportResult) {
 	s.hub.counts.reported(result.GetCode())
-	if result.GetCode() != wire.ResultCode_RESULT_REJECTED {
-		return
+	tell := func(count *uint64, level slog.Level, what string) {
+		if *count++; *count == 1 {
+			s.log().Log(s.ctx, level, what, "kind", r.GetKind().String(), "message", result.GetMessage())
+		}
 	}
-	if s.rejected++; s.rejected == 1 {
-		s.log().Warn("a report was rejected; further ones of this session are only counted", "kind", r.GetKind().String(), "message", result.GetMessage())
+	switch result.GetCode() {
+	case wire.ResultCode_RESULT_REJECTED:
+		tell(&s.rejected, slog.LevelWarn, "a report was rejected; further ones of this session are only counted")
+	case wire.ResultCode_RESULT_RETRY:
+		tell(&s.putOff, slog.LevelInfo, "a report cannot be written now, and the edge repeats it; further ones of this session are only counted")
 	}
 }
 

@@ -171,20 +171,75 @@ func (w *Writer) own(ctx context.Context, l *coordinationv1.Lease) error {
 // String is the epoch as annotations carry it.
 func (e Epoch) String() string { return strconv.FormatUint(uint64(e), 10) }
 
-// epochOf is the epoch that an object carries; 0 for none. One that is no number
-// was written by nobody of ours, and fences nobody.
+// maxEpoch is far beyond every hub's clock.
+const maxEpoch Epoch = 1 << 60
+
+// epochOf is the epoch that an object carries; 0 for none. One that is no number,
+// or beyond all reason, was written by nobody of ours, and fences nobody.
 func epochOf(annotations map[string]string) Epoch {
 	n, err := strconv.ParseUint(annotations[roster.AnnotationEpoch], 10, 64)
-	if err != nil {
+	if err != nil || Epoch(n) > maxEpoch {
 		return 0
 	}
 	return Epoch(n)
 }
 
+// fencedError is an ErrFenced that knows which epoch was met.
+type fencedError struct {
+	what       string
+	own, there Epoch
+}
+
+func (e *fencedError) Error() string {
+	return fmt.Sprintf("write %s under epoch %d: it carries %d: %v", e.what, e.own, e.there, ErrFenced)
+}
+
+func (e *fencedError) Unwrap() error { return ErrFenced }
+
 // fence refuses to write under an epoch that is not the highest.
 func fence(annotations map[string]string, epoch Epoch, what string) error {
 	if there := epochOf(annotations); there > epoch {
-		return fmt.Errorf("write %s under epoch %d: it carries %d: %w", what, epoch, there, ErrFenced)
+		return &fencedError{what, epoch, there}
+	}
+	return nil
+}
+
+// guarded runs a write that an object's epoch may refuse, in one of the slots.
+// The session that was refused is over in any case. But the epoch may be nobody's
+// claim: the lease was deleted and the hub's clock is behind, or the annotation
+// was copied from another node's pod. So the lease is brought up to it, and the
+// next session's claim is above it.
+func (w *Writer) guarded(ctx context.Context, node string, f func(context.Context) error) error {
+	return w.slot(ctx, func(ctx context.Context) error {
+		err := f(ctx)
+		var fenced *fencedError
+		if errors.As(err, &fenced) {
+			raise := func(ctx context.Context) error { return w.raise(ctx, node, fenced.there) }
+			if failed := patient(as(ctx, node), raise); failed != nil {
+				return errors.Join(err, failed)
+			}
+		}
+		return err
+	})
+}
+
+// raise brings the epoch on the lease up to one that was met. It claims nothing
+// and renews nothing.
+func (w *Writer) raise(ctx context.Context, node string, to Epoch) error {
+	leases := w.asNode.CoordinationV1().Leases(corev1.NamespaceNodeLease)
+	l, err := leases.Get(ctx, node, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		l = &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: node, Namespace: corev1.NamespaceNodeLease}}
+		mark(&l.ObjectMeta, to)
+		if _, err = leases.Create(ctx, l, metav1.CreateOptions{}); apierrors.IsAlreadyExists(err) {
+			err = apierrors.NewConflict(coordinationv1.Resource("leases"), node, err)
+		}
+	} else if err == nil && epochOf(l.Annotations) < to {
+		mark(&l.ObjectMeta, to)
+		_, err = leases.Update(ctx, l, metav1.UpdateOptions{})
+	}
+	if err != nil {
+		return fmt.Errorf("raise the epoch on the lease of node %s to %d: %w", node, to, err)
 	}
 	return nil
 }

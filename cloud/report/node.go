@@ -39,6 +39,7 @@ func (w *Writer) node(ctx context.Context, name string, epoch Epoch, payload []b
 		w.log.Debug("labels left out", "node", name, "labels", refused)
 	}
 	metadata.Annotations[roster.AnnotationEpoch] = epoch.String()
+	metadata.Annotations[roster.AnnotationHub] = w.hub
 	return note, patient(ctx, func(ctx context.Context) error {
 		n, err := w.ensureNode(as(ctx, name), name, epoch, metadata, said)
 		if err != nil {
@@ -92,15 +93,10 @@ func (w *Writer) ensureNode(ctx context.Context, name string, epoch Epoch, metad
 
 // adorn adds, in cloudcore's own name, what no node may set on itself.
 func (w *Writer) adorn(ctx context.Context, n *corev1.Node) error {
-	labels := map[string]string{}
-	if _, ok := n.Labels[LabelRole]; !ok {
-		labels[LabelRole] = ""
-	}
-	annotations := differing(map[string]string{roster.AnnotationHub: w.hub}, n.Annotations)
-	if len(labels) == 0 && annotations == nil {
+	if _, ok := n.Labels[LabelRole]; ok {
 		return nil
 	}
-	if _, err := w.client.CoreV1().Nodes().Patch(ctx, n.Name, types.MergePatchType, metadataPatch(n, labels, annotations), metav1.PatchOptions{}); err != nil {
+	if _, err := w.client.CoreV1().Nodes().Patch(ctx, n.Name, types.MergePatchType, metadataPatch(n, map[string]string{LabelRole: ""}, nil), metav1.PatchOptions{}); err != nil {
 		return fmt.Errorf("label node %s with its role: %w", n.Name, err)
 	}
 	return nil
@@ -278,7 +274,7 @@ func NodeReady(n *corev1.Node) bool {
 // the cluster had given it up. The node's lease must have been renewed before,
 // else the cluster gives it up again.
 func (w *Writer) RestoreNode(ctx context.Context, name string, epoch Epoch) error {
-	return w.slot(ctx, func(ctx context.Context) error {
+	return w.guarded(ctx, name, func(ctx context.Context) error {
 		return patient(ctx, func(ctx context.Context) error {
 			n, err := w.asNode.CoreV1().Nodes().Get(as(ctx, name), name, metav1.GetOptions{})
 			if err != nil {

@@ -187,7 +187,7 @@ func NeedsReady(p *corev1.Pod) bool {
 
 // RestoreReady writes the Ready condition of a pod as the node.
 func (w *Writer) RestoreReady(ctx context.Context, node string, epoch Epoch, pod *corev1.Pod) error {
-	return w.slot(ctx, func(ctx context.Context) error {
+	return w.guarded(ctx, node, func(ctx context.Context) error {
 		return patient(ctx, func(ctx context.Context) error {
 			p, err := w.current(ctx, node, pod)
 			if err != nil || !NeedsReady(p) {
@@ -237,6 +237,7 @@ func (w *Writer) Token(ctx context.Context, node string, ask *wire.TokenAsk) *wi
 		return patient(ctx, func(ctx context.Context) error { return w.token(as(ctx, node), ask, answer) })
 	})
 	answer.Code, answer.Message = result(err)
+	answer.Message = brief(answer.Message)
 	if apierrors.IsNotFound(err) {
 		answer.Code = wire.ResultCode_RESULT_REJECTED
 	}

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -90,7 +91,7 @@ func Subject(r *wire.Report) string {
 // brings it again, or something newer.
 func (w *Writer) Write(ctx context.Context, node string, epoch Epoch, r *wire.Report) (*wire.ReportResult, error) {
 	var note string
-	err := w.slot(ctx, func(ctx context.Context) error {
+	err := w.guarded(ctx, node, func(ctx context.Context) error {
 		var err error
 		note, err = w.write(ctx, node, epoch, r)
 		return err
@@ -101,17 +102,22 @@ func (w *Writer) Write(ctx context.Context, node string, epoch Epoch, r *wire.Re
 	if apierrors.IsForbidden(err) && r.GetKind() != wire.ReportKind_REPORT_EVENT {
 		// What a node says of itself and of its pods is its own to say. An
 		// apiserver that has just started refuses it until its caches are full.
-		w.log.Warn("the apiserver refuses a report for now", "node", node, "kind", r.GetKind().String(), "err", err)
 		err = fmt.Errorf("%w: %w", errNotYet, err)
 	}
 	code, message := result(err)
 	if message == "" {
 		message = note
 	}
-	if code == wire.ResultCode_RESULT_REJECTED {
-		w.log.Warn("a report was rejected", "node", node, "kind", r.GetKind().String(), "err", err)
+	return &wire.ReportResult{Id: r.GetId(), Code: code, Message: brief(message)}, nil
+}
+
+// brief bounds a message that may quote what an edge said.
+func brief(message string) string {
+	const most = 1024
+	if len(message) > most {
+		message = message[:most] + "..."
 	}
-	return &wire.ReportResult{Id: r.GetId(), Code: code, Message: message}, nil
+	return strings.ToValidUTF8(message, "?")
 }
 
 func (w *Writer) write(ctx context.Context, node string, epoch Epoch, r *wire.Report) (note string, err error) {
