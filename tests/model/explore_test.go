@@ -51,7 +51,7 @@ func explorations() []exploration {
 		},
 		{
 			name: together, deliveries: true, truth: truth{{uid: 1, version: 1}},
-			left: budget{statuses: 1, faults: 1}, deep: budget{changes: 1, statuses: 2, faults: 1},
+			left: budget{changes: 1, statuses: 1, faults: 1}, deep: budget{changes: 1, statuses: 2, faults: 1},
 		},
 	}
 }

@@ -25,7 +25,7 @@ func (w *world) fingerprint() fingerprint {
 	}
 	l := w.left
 	e.bytes(l.changes, l.statuses, l.blind, l.faults, l.mangled, l.retries)
-	e.bytes(w.edge.status, w.edge.outbox.id, w.edge.outbox.status, w.edge.lastID, flag(w.edge.inventory), w.edge.committed)
+	e.bytes(w.edge.status, w.edge.outbox.id, w.edge.outbox.status, w.edge.lastID, bit(w.edge.inventory), w.edge.committed)
 	if w.edge.session != nil {
 		e.value(reflect.ValueOf(w.edge.session).Elem())
 		e.value(reflect.ValueOf(w.edge.window).Elem())
@@ -37,7 +37,7 @@ func (w *world) fingerprint() fingerprint {
 	return fingerprint(sum[:16])
 }
 
-func flag(b bool) byte {
+func bit(b bool) byte {
 	if b {
 		return 1
 	}
@@ -67,10 +67,10 @@ func (e *encoder) bytes(b ...byte) { e.b = append(e.b, b...) }
 
 func (e *encoder) epoch(n uint8) byte { return byte(slices.Index(e.epochs, n)) }
 
-func (e *encoder) slot(s slot) { e.bytes(s.uid, s.version, flag(s.ended)) }
+func (e *encoder) slot(s slot) { e.bytes(s.uid, s.version, bit(s.ended)) }
 
 func (e *encoder) put(p put, w *world) {
-	e.bytes(p.status, e.epoch(p.epoch), flag(p.version == w.api.version))
+	e.bytes(p.status, e.epoch(p.epoch), bit(p.version == w.api.version))
 }
 
 // sorted encodes n things in the order of their encodings.
@@ -91,7 +91,7 @@ func (e *encoder) sorted(n int, encode func(i int)) {
 }
 
 func (e *encoder) conn(c *conn, w *world) {
-	e.bytes(flag(c.edge), byte(c.hub), flag(c.looked), flag(c.welcomed), flag(c.mangled), e.epoch(c.epoch), byte(c.view.blind))
+	e.bytes(bit(c.edge), byte(c.hub), bit(c.looked), bit(c.welcomed), bit(c.mangled), e.epoch(c.epoch), byte(c.view.blind))
 	if c.looked {
 		for _, s := range c.view.truth {
 			e.slot(s)
@@ -121,7 +121,7 @@ func (e *encoder) edgeMessage(m *wire.EdgeMessage) {
 		e.bytes('h')
 		e.b = append(e.b, body.Hello.GetDigest()...)
 	case *wire.EdgeMessage_Inventory:
-		e.bytes('i', byte(len(body.Inventory.GetItems())), flag(body.Inventory.GetLast()))
+		e.bytes('i', byte(len(body.Inventory.GetItems())), bit(body.Inventory.GetLast()))
 		for _, r := range body.Inventory.GetItems() {
 			e.ref(r)
 		}
@@ -137,7 +137,7 @@ func (e *encoder) edgeMessage(m *wire.EdgeMessage) {
 func (e *encoder) hubMessage(m *wire.HubMessage) {
 	switch body := m.GetBody().(type) {
 	case *wire.HubMessage_Welcome:
-		e.bytes('w', flag(body.Welcome.GetInSync()), flag(body.Welcome.GetClaimFollows()))
+		e.bytes('w', bit(body.Welcome.GetInSync()), bit(body.Welcome.GetClaimFollows()))
 	case *wire.HubMessage_InventoryAsk:
 		e.bytes('q')
 	case *wire.HubMessage_Changes:
@@ -172,7 +172,7 @@ func (e *encoder) ref(r *wire.ObjectRef) {
 func (e *encoder) value(v reflect.Value) {
 	switch v.Kind() {
 	case reflect.Bool:
-		e.bytes(flag(v.Bool()))
+		e.bytes(bit(v.Bool()))
 	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
 		e.b = binary.AppendVarint(e.b, v.Int())
 	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:

@@ -30,6 +30,8 @@ type history struct {
 	peace int  // of so many steps one is a fault
 	calm  bool // nothing breaks any more
 	fail  string
+	trace func(string)         // told of every message and commit; nil: nobody is
+	power func(at moment) bool // says whether the power goes now; nil: it is left to chance
 
 	// The cluster.
 	truth   map[roster.ID]*roster.Item
@@ -47,13 +49,37 @@ type history struct {
 	toldEvents []string
 	now        time.Time
 	line       *line // nil: none
+	lastLine   int
 	session    *resume.Session
 	window     *resume.Window
 	inventory  bool
 	committed  uint64
 
+	messages, bytes int // that went over all lines
+
 	lines   []*line // the edge's, and those of which only a hub believes that they are
 	orphans []*write
+}
+
+// moment is a point in the work on Changes.
+type moment int
+
+const (
+	beforeCommit moment = iota
+	beforeAck
+)
+
+func (h *history) powerGoes(at moment) bool {
+	if h.power != nil {
+		return h.power(at)
+	}
+	return !h.calm && h.chance(2*h.peace)
+}
+
+func (h *history) tells(format string, args ...any) {
+	if h.trace != nil {
+		h.trace(fmt.Sprintf(format, args...))
+	}
 }
 
 // written is a status as the apiserver has it.
@@ -240,9 +266,10 @@ func (h *history) connect() {
 		digest, err = h.disk.Digest(context.Background())
 		h.must(err)
 	}
+	h.lastLine++
 	h.session, h.committed = new(resume.Session), 0
 	h.window = resume.NewWindow(func(d time.Duration) time.Duration { return time.Duration(h.rand.Int64N(int64(d))) })
-	h.line = &line{edge: true, slow: 1 << h.rand.IntN(6), claims: make(map[string]bool)}
+	h.line = &line{number: h.lastLine, edge: true, slow: 1 << h.rand.IntN(6), claims: make(map[string]bool)}
 	h.lines = append(h.lines, h.line)
 	h.say(resume.Hello(digest, "model", h.disk.ID()))
 }
@@ -254,6 +281,13 @@ func (h *history) say(m *wire.EdgeMessage) {
 	b, err := wire.Encode(m)
 	h.must(err)
 	h.line.up = append(h.line.up, b)
+	h.tells("edge -> hub  %s", sayEdge(m))
+	h.count(b)
+}
+
+func (h *history) count(b []byte) {
+	h.messages++
+	h.bytes += len(b)
 }
 
 // leave closes the edge's end. The hub may still read what is on its way.
@@ -275,6 +309,7 @@ func (h *history) powerCut() {
 		h.leave()
 	}
 	h.inventory = false
+	h.tells("edge         loses its power and starts again")
 	h.disk = h.disk.powerCut(h.t)
 }
 
@@ -352,6 +387,7 @@ func (h *history) take(b []byte) {
 		h.wrong("the edge ends a session in which nothing was wrong: %v", err)
 	}
 	h.inventory = h.inventory || errors.Is(err, resume.ErrDifference)
+	h.tells("edge         ends the session: %v", err)
 	h.leave()
 }
 
@@ -363,8 +399,8 @@ func (h *history) do(a resume.Action) ([]resume.Action, error) {
 			h.say(m)
 		}
 	case a.Apply != nil:
-		if !h.calm && h.chance(2*h.peace) {
-			h.powerCut() // before the commit
+		if h.powerGoes(beforeCommit) {
+			h.powerCut()
 			return nil, nil
 		}
 		things := []func(){func() { h.commit(a.Apply) }, func() { h.say(h.session.Committed(a.Apply.GetSeq())) }}
@@ -372,8 +408,8 @@ func (h *history) do(a resume.Action) ([]resume.Action, error) {
 			slices.Reverse(things)
 		}
 		things[0]()
-		if !h.calm && h.chance(2*h.peace) {
-			h.powerCut() // before the acknowledgement
+		if h.powerGoes(beforeAck) {
+			h.powerCut()
 			return nil, nil
 		}
 		things[1]()
@@ -384,6 +420,8 @@ func (h *history) do(a resume.Action) ([]resume.Action, error) {
 	case a.Complete:
 		h.inventory = false
 		h.must(h.disk.MarkSynced(ctx))
+	case a.Certificate != nil:
+		h.tells("edge         keeps %s", a.Certificate.GetCertificate())
 	case a.Result != nil:
 		if h.window.Answer(a.Result.GetId(), a.Result.GetCode(), h.now) {
 			h.settle(a.Result.GetId())
@@ -410,6 +448,7 @@ func (h *history) commit(c *wire.Changes) {
 	}
 	h.must(h.disk.Apply(context.Background(), c.GetUpserts(), c.GetDeletes()))
 	h.committed = c.GetSeq()
+	h.tells("edge         commits number %d", c.GetSeq())
 }
 
 // settle forgets a report, and holds that it may be.
@@ -428,6 +467,7 @@ func (h *history) settle(id uint64) {
 		h.wrong("%s is forgotten, and the apiserver has not heard of it", r.GetPayload())
 	}
 	h.must(h.disk.Settle(ctx, id))
+	h.tells("edge         settles report %d", id)
 }
 
 // statusOf reads a report; false: it is an event.

@@ -11,6 +11,7 @@ import (
 
 // line is one connection, with the hub's half of the session at its end.
 type line struct {
+	number   int
 	edge     bool // the edge's end is open
 	over     bool // the hub's end is closed
 	slow     int  // of so many turns the hub takes one
@@ -37,6 +38,8 @@ func (h *history) hubSays(l *line, m *wire.HubMessage) {
 	b, err := wire.Encode(m)
 	h.must(err)
 	l.down = append(l.down, b)
+	h.tells("edge <- hub  %s", sayHub(m))
+	h.count(b)
 }
 
 // end closes the hub's end; writes under way may still arrive.
@@ -113,6 +116,9 @@ func (h *history) hubTakes(l *line, b []byte) {
 			if h.rules.resultEarly {
 				h.hubSays(l, answer(body.Report, wire.ResultCode_RESULT_ACCEPTED))
 			}
+		case *wire.EdgeMessage_CertificateAsk:
+			h.hubSays(l, &wire.HubMessage{Body: &wire.HubMessage_CertificateAnswer{CertificateAnswer: &wire.CertificateAnswer{
+				Id: body.CertificateAsk.GetId(), Code: wire.ResultCode_RESULT_ACCEPTED, Certificate: []byte("the new certificate"), Ca: []byte("the CA")}}})
 		}
 	}
 	if err != nil {
@@ -181,6 +187,7 @@ func (h *history) claim(l *line) {
 	case l.epoch == 0:
 		h.lease++
 		l.epoch = h.lease
+		h.tells("hub %d        claims the node with epoch %d", l.number, l.epoch)
 		if l.follows {
 			h.hubSays(l, &wire.HubMessage{Body: &wire.HubMessage_Claimed{Claimed: &wire.Claimed{Epoch: uint64(l.epoch)}}})
 		}
@@ -215,12 +222,14 @@ func (h *history) beginWrite(l *line) {
 		}
 		switch {
 		case is.epoch > l.epoch && !h.rules.noFence:
+			h.tells("hub %d        is fenced off: the status has epoch %d", l.number, is.epoch)
 			h.end(l, goodbye(wire.Goodbye_REASON_REPLACED))
 		case is.content == contentOfStatus(number) && (is.epoch == l.epoch || h.rules.noStamp):
 			is.number = max(is.number, number)
 			h.reply(l, i, wire.ResultCode_RESULT_ACCEPTED)
 		default:
 			l.claims[key] = true
+			h.tells("hub %d        begins to write status %d of %s with epoch %d", l.number, number, key, l.epoch)
 			l.puts = append(l.puts, &write{r, key, number, l.epoch, is.version})
 			l.reports = slices.Delete(l.reports, i, i+1)
 		}
@@ -255,12 +264,14 @@ func (h *history) finishWrite(l *line) {
 func (h *history) land(w *write) bool {
 	is := h.status[w.key]
 	if is.version != w.read && !h.rules.blindWrite {
+		h.tells("apiserver    refuses status %d of %s: it was changed since it was read", w.number, w.key)
 		return false
 	}
 	if w.number < is.number && contentOfStatus(w.number) != is.content {
 		h.wrong("status %d of %s is written over status %d, which is newer", w.number, w.key, is.number)
 	}
 	*is = written{number: w.number, epoch: w.epoch, version: is.version + 1, content: contentOfStatus(w.number)}
+	h.tells("apiserver    has status %d of %s with epoch %d", w.number, w.key, w.epoch)
 	return true
 }
 
