@@ -38,6 +38,9 @@ var ErrMalformed = errors.New("malformed message")
 // Encode returns m as it travels: a byte that says how it is encoded, and the
 // rest. It fails if the message would exceed MaxMessage, compressed or not.
 func Encode(m proto.Message) ([]byte, error) {
+	if down, ok := m.(*HubMessage); ok {
+		m = down.packed()
+	}
 	name := m.ProtoReflect().Descriptor().Name()
 	size := 1 + proto.Size(m)
 	if size > MaxMessage {
@@ -104,6 +107,10 @@ func DecodeHub(b []byte) (*HubMessage, error) {
 			if err := checkRef(r, false); err != nil {
 				return nil, err
 			}
+		}
+	case *HubMessage_TokenAnswer:
+		if err := body.TokenAnswer.unpack(); err != nil {
+			return nil, err
 		}
 	case *HubMessage_Synced:
 		if n := len(body.Synced.GetDigest()); n != DigestLen {

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"encoding/base64"
 	"fmt"
 	"math/rand"
 	"strings"
@@ -223,6 +224,17 @@ bridge_insecure false
 keepalive_interval 60
 start_type automatic
 `})
+}
+
+// token is a service account's, as an apiserver signs it for a pod.
+func (c *corpus) token(p *corev1.Pod) string {
+	at := c.at().Unix()
+	claims := fmt.Sprintf(`{"aud":["https://kubernetes.default.svc.cluster.local"],"exp":%d,"iat":%d,"iss":"https://kubernetes.default.svc.cluster.local","jti":%q,`+
+		`"kubernetes.io":{"namespace":%q,"node":{"name":"shop-42","uid":%q},"pod":{"name":%q,"uid":%q},"serviceaccount":{"name":"default","uid":%q},"warnafter":%d},`+
+		`"nbf":%d,"sub":"system:serviceaccount:%s:default"}`,
+		at+31536000, at, c.uid(), p.Namespace, c.uid(), p.Name, p.UID, c.uid(), at+3607, at, p.Namespace)
+	text := base64.RawURLEncoding.EncodeToString
+	return text([]byte(`{"alg":"RS256","kid":"`+c.base64(43)+`"}`)) + "." + text([]byte(claims)) + "." + c.base64(341) + "Q"
 }
 
 // down is a message that brings one object.

@@ -1,7 +1,9 @@
 // The protocol between an edge node and its hub, version 1.
 //
 // One control channel carries EdgeMessage upwards and HubMessage downwards, one
-// message a frame. A session:
+// message a frame. A frame's first byte says how the rest is encoded: 0 as it is,
+// 1 as one zstd frame that states its content's size (keps/0013-compression.md).
+// A session:
 //
 //   edge                                   hub
 //   Hello{version, digest}           ->
@@ -1073,6 +1075,9 @@ type TokenAnswer struct {
 	Token         string                 `protobuf:"bytes,4,opt,name=token,proto3" json:"token,omitempty"`
 	ExpiresUnix   int64                  `protobuf:"varint,5,opt,name=expires_unix,json=expiresUnix,proto3" json:"expires_unix,omitempty"` // seconds
 	HubTimeUnixMs int64                  `protobuf:"varint,6,opt,name=hub_time_unix_ms,json=hubTimeUnixMs,proto3" json:"hub_time_unix_ms,omitempty"`
+	// The token in fewer bytes (token.go), instead of token. Codecs make and undo it;
+	// nobody else sees it.
+	Packed        []byte `protobuf:"bytes,7,opt,name=packed,proto3" json:"packed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1147,6 +1152,13 @@ func (x *TokenAnswer) GetHubTimeUnixMs() int64 {
 		return x.HubTimeUnixMs
 	}
 	return 0
+}
+
+func (x *TokenAnswer) GetPacked() []byte {
+	if x != nil {
+		return x.Packed
+	}
+	return nil
 }
 
 // CertificateAsk asks for a new certificate for the node of this session. The
@@ -1728,14 +1740,15 @@ const file_common_wire_wire_proto_rawDesc = "" +
 	"\bpod_name\x18\x04 \x01(\tR\apodName\x12\x17\n" +
 	"\apod_uid\x18\x05 \x01(\tR\x06podUid\x12\x1c\n" +
 	"\taudiences\x18\x06 \x03(\tR\taudiences\x12-\n" +
-	"\x12expiration_seconds\x18\a \x01(\x03R\x11expirationSeconds\"\xcb\x01\n" +
+	"\x12expiration_seconds\x18\a \x01(\x03R\x11expirationSeconds\"\xe3\x01\n" +
 	"\vTokenAnswer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x120\n" +
 	"\x04code\x18\x02 \x01(\x0e2\x1c.holdfast.wire.v1.ResultCodeR\x04code\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12\x14\n" +
 	"\x05token\x18\x04 \x01(\tR\x05token\x12!\n" +
 	"\fexpires_unix\x18\x05 \x01(\x03R\vexpiresUnix\x12'\n" +
-	"\x10hub_time_unix_ms\x18\x06 \x01(\x03R\rhubTimeUnixMs\"2\n" +
+	"\x10hub_time_unix_ms\x18\x06 \x01(\x03R\rhubTimeUnixMs\x12\x16\n" +
+	"\x06packed\x18\a \x01(\fR\x06packed\"2\n" +
 	"\x0eCertificateAsk\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x10\n" +
 	"\x03csr\x18\x02 \x01(\fR\x03csr\"\xa1\x01\n" +

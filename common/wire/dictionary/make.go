@@ -30,11 +30,19 @@ func main() {
 			out = append(out, b...)
 		}
 	}
+	out = append(out, claims()...)
 	out = append(out, words()...)
 	add(probes(), richContainer())
 	add(events()...)
 	add(configMap(), node(true), node(false), pod(), terminated(), status())
 	os.Stdout.Write(out)
+}
+
+// claims are what a service account's token says.
+func claims() string {
+	return `{"alg":"ES256","kid":"","typ":"JWT"}{"alg":"RS256","kid":"` + "\x00" + `{"aud":["https://kubernetes.default.svc.cluster.local","https://kubernetes.default.svc"],"exp":17` +
+		`,"iat":17,"iss":"https://kubernetes.default.svc.cluster.local","jti":"","kubernetes.io":{"namespace":"default","node":{"name":"","uid":""},"pod":{"name":"","uid":"` +
+		`"},"serviceaccount":{"name":"default","uid":""},"warnafter":17},"nbf":17,"sub":"system:serviceaccount:default:default"}`
 }
 
 // words are texts that objects may hold, most of which have no template below.
