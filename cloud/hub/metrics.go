@@ -46,6 +46,7 @@ type counts struct {
 	begun, turnedAway          atomic.Uint64
 	ended                      [len(endings)]atomic.Uint64
 	results                    [wire.ResultCode_RESULT_RETRY + 1]atomic.Uint64
+	claimed, unclaimed         atomic.Uint64
 	leaseRenewed, leaseRefused atomic.Uint64
 	meter                      wire.Meter
 }
@@ -105,6 +106,9 @@ func (h *Hub) WriteMetrics(w io.Writer) {
 	} {
 		metrics.WriteCounterUint64(w, fmt.Sprintf(`holdfast_hub_reports_total{result=%q}`, name), c.results[code].Load())
 	}
+	metrics.WriteGaugeUint64(w, "holdfast_hub_reports_held_bytes", uint64(max(h.held.Load(), 0)))
+	metrics.WriteCounterUint64(w, `holdfast_hub_claims_total{result="claimed"}`, c.claimed.Load())
+	metrics.WriteCounterUint64(w, `holdfast_hub_claims_total{result="failed"}`, c.unclaimed.Load())
 	metrics.WriteCounterUint64(w, `holdfast_hub_lease_renewals_total{result="renewed"}`, c.leaseRenewed.Load())
 	metrics.WriteCounterUint64(w, `holdfast_hub_lease_renewals_total{result="failed"}`, c.leaseRefused.Load())
 	c.meter.Each(func(class wire.Class, sent, received uint64) {

@@ -40,9 +40,11 @@ func (s *session) startClaim() {
 		return func() {
 			c.running = false
 			if err != nil {
+				s.hub.counts.unclaimed.Add(1)
 				s.unclaimed(err)
 				return
 			}
+			s.hub.counts.claimed.Add(1)
 			if c.failing {
 				s.log().Info("the node is claimed")
 			}

@@ -70,9 +70,12 @@ func (c *fakeCluster) Pods(string) ([]*corev1.Pod, error)                       
 // fakeReports is cloud/report: it keeps the order in which reports were written,
 // and writes those of a blocked node when the test says so.
 type fakeReports struct {
-	mu      sync.Mutex
-	written []string // "node subject-and-text"
-	blocked map[string]chan struct{}
+	mu       sync.Mutex
+	written  []string // "node subject-and-text"
+	blocked  map[string]chan struct{}
+	claims   func(ctx context.Context, node string) (report.Epoch, error) // nil: all succeed
+	rejected map[string]bool                                              // nodes whose reports are
+	fenced   map[string]bool
 }
 
 func (r *fakeReports) Write(ctx context.Context, node string, _ report.Epoch, said *wire.Report) (*wire.ReportResult, error) {
@@ -90,6 +93,12 @@ func (r *fakeReports) Write(ctx context.Context, node string, _ report.Epoch, sa
 	_ = p.Unmarshal(said.Payload)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.fenced[node] {
+		return nil, fmt.Errorf("a pod carries 2: %w", report.ErrFenced)
+	}
+	if r.rejected[node] {
+		return &wire.ReportResult{Id: said.Id, Code: wire.ResultCode_RESULT_REJECTED, Message: "never"}, nil
+	}
 	r.written = append(r.written, fmt.Sprintf("%s %s %s", node, p.UID, p.Status.Message))
 	return &wire.ReportResult{Id: said.Id, Code: wire.ResultCode_RESULT_ACCEPTED}, nil
 }
@@ -97,9 +106,14 @@ func (r *fakeReports) Write(ctx context.Context, node string, _ report.Epoch, sa
 func (r *fakeReports) Token(_ context.Context, _ string, ask *wire.TokenAsk) *wire.TokenAnswer {
 	return &wire.TokenAnswer{Id: ask.Id, Code: wire.ResultCode_RESULT_ACCEPTED, Token: "t"}
 }
-func (r *fakeReports) Claim(context.Context, string, string) (report.Epoch, error) { return 1, nil }
-func (r *fakeReports) Renew(context.Context, string, report.Epoch) error           { return nil }
-func (r *fakeReports) RestoreNode(context.Context, string, report.Epoch) error     { return nil }
+func (r *fakeReports) Claim(ctx context.Context, node, _ string) (report.Epoch, error) {
+	if r.claims != nil {
+		return r.claims(ctx, node)
+	}
+	return 1, nil
+}
+func (r *fakeReports) Renew(context.Context, string, report.Epoch) error       { return nil }
+func (r *fakeReports) RestoreNode(context.Context, string, report.Epoch) error { return nil }
 func (r *fakeReports) RestoreReady(context.Context, string, report.Epoch, *corev1.Pod) error {
 	return nil
 }
@@ -109,18 +123,24 @@ type rig struct {
 	hub     *hub.Hub
 	cluster *fakeCluster
 	reports *fakeReports
+	said    *said
 	stop    func()
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t *testing.T, more ...func(*hub.Options)) *rig {
 	t.Helper()
 	r := &rig{
+		said: new(said),
 		// Nothing that a slow machine might cause ends a connection.
 		Hub:     linktest.StartHub(t, linktest.NewCA(t), link.Timing{KeepAlive: time.Hour, UserTimeout: edgetest.Patience, Write: edgetest.Patience, Dial: edgetest.Patience}.Complete()),
 		cluster: &fakeCluster{wants: make(map[string][]*roster.Item), followers: make(map[string][]chan struct{})},
 		reports: &fakeReports{blocked: make(map[string]chan struct{})},
 	}
-	r.hub = hub.New(hub.Options{Cluster: r.cluster, Reports: r.reports, Log: slog.New(slog.DiscardHandler), Version: "test"})
+	o := hub.Options{Cluster: r.cluster, Reports: r.reports, Log: slog.New(slog.NewTextHandler(r.said, nil)), Version: "test"}
+	for _, f := range more {
+		f(&o)
+	}
+	r.hub = hub.New(o)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.hub.Serve(ctx, r.Hub) }()
@@ -132,6 +152,47 @@ func newRig(t *testing.T) *rig {
 	})
 	t.Cleanup(r.stop)
 	return r
+}
+
+// said keeps what the hub logs.
+type said struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (s *said) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.Write(b)
+}
+
+// lines counts those that hold all of the words.
+func (s *said) lines(words ...string) (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for line := range strings.Lines(s.text.String()) {
+		if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) }) {
+			n++
+		}
+	}
+	return n
+}
+
+// figure is what the hub's metrics say.
+func (r *rig) figure(t *testing.T, name string) (value int) {
+	t.Helper()
+	var text strings.Builder
+	r.hub.WriteMetrics(&text)
+	for line := range strings.Lines(text.String()) {
+		if number, ok := strings.CutPrefix(line, name+" "); ok {
+			if _, err := fmt.Sscan(number, &value); err != nil {
+				t.Fatal(err)
+			}
+			return value
+		}
+	}
+	t.Fatalf("there is no metric %s", name)
+	return 0
 }
 
 func (r *rig) edge(t *testing.T, node, store string) *edgetest.Edge {

@@ -45,6 +45,7 @@ type Edge struct {
 type Seen struct {
 	Welcome *wire.Welcome
 	Synced  int // how many
+	Claimed int // how many
 	Asked   bool
 	Goodbye *wire.Goodbye
 	Upserts []*wire.Object
@@ -191,6 +192,8 @@ func (e *Edge) take(m *wire.HubMessage, size int) (*wire.EdgeMessage, error) {
 			return nil, errors.New("the digest of Synced is not that of what the edge holds")
 		}
 		s.Synced++
+	case *wire.HubMessage_Claimed:
+		s.Claimed++
 	case *wire.HubMessage_ReportResult:
 		e.results[body.ReportResult.GetId()] = body.ReportResult
 	case *wire.HubMessage_TokenAnswer:
