@@ -32,19 +32,16 @@ func connected(l localstatus.Line) bool { return l.Connected }
 func TestACertificateIsRenewedInTimeAndAfterItsEnd(t *testing.T) {
 	t.Parallel()
 	s := scene.New(t)
-	hub, err := s.World.AddHub(s.Ctx, "nodeCertificateTTL: 20s")
+	hub, err := s.World.AddHub(s.Ctx, "nodeCertificateTTL: 45s")
 	s.Must(err)
 	n := s.Node("renewing", world.NodeOptions{Hubs: []string{hub.Address}})
 	s.Start("web", n, nil)
 	before := s.Running(n)["web/main"].ID
 
 	first := ends(s, n)
-	s.Until("a new certificate comes in a session", func(context.Context) (bool, error) {
-		if ends(s, n).After(first) {
-			return true, nil
-		}
-		return false, n.KillConnections() // a session asks when it begins
-	})
+	s.Until("the certificate is due", func(context.Context) (bool, error) { return time.Until(first) < 45*time.Second/3, nil })
+	s.Must(n.KillConnections()) // a session asks when it begins, and every hour
+	s.Until("a new certificate comes in a session", func(context.Context) (bool, error) { return ends(s, n).After(first), nil })
 	line(s, n, "connected with the new certificate", connected)
 
 	s.Must(n.Cut())
