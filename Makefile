@@ -16,10 +16,10 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 ROOMS := ./...
 FUZZTIME ?= 30s
 
-.PHONY: help packages build cross test demo bench fuzz lint generate clean
+.PHONY: help packages build cross test demo bench bench-scale fuzz lint generate clean
 
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 packages: ## install what building and testing need from Debian's packages (as root; quick when all is there)
 	@build/packages/install.sh
@@ -51,6 +51,9 @@ demo: packages build ## show a node that loses its line and its power, and comes
 
 bench: packages build ## measure speed, memory and bytes on the line (as root)
 	@go run ./tests/bench
+
+bench-scale: packages build ## measure a hub with thousands of simulated edge nodes (some ten minutes)
+	@go run ./tests/scale
 
 fuzz: ## run every fuzz test for FUZZTIME (30s) each
 	@grep -rl --include='*_test.go' '^func Fuzz' cloud common edge | while read -r file; do \
