@@ -191,6 +191,9 @@ func (ca *CA) sign(template *x509.Certificate, key any, at time.Time, ttl time.D
 	if template.NotAfter.After(ca.Cert.NotAfter) {
 		template.NotAfter = ca.Cert.NotAfter
 	}
+	if !template.NotBefore.Before(template.NotAfter) {
+		return nil, fmt.Errorf("sign %q: the certificate would begin at %s and the CA ends at %s", template.Subject.CommonName, template.NotBefore.UTC().Format(time.RFC3339), ca.Cert.NotAfter.UTC().Format(time.RFC3339))
+	}
 	template.BasicConstraintsValid = true
 	der, err := x509.CreateCertificate(rand.Reader, template, ca.Cert, key, ca.Key)
 	if err != nil {

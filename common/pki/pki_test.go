@@ -184,6 +184,53 @@ func TestNoCertificateOutlivesItsCA(t *testing.T) {
 	}
 }
 
+func TestACertificateTellsWhenItWasSigned(t *testing.T) {
+	ca := newCA(t)
+	_, csrPEM, err := NewKeyAndCSR("pi-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := time.Now().Add(20 * time.Minute).Truncate(time.Second)
+	certPEM, err := ca.SignNodeAt(csrPEM, "pi-1", at, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := ParseCert(certPEM)
+	if err != nil || !IssuedAt(cert).Equal(at) || !cert.NotAfter.Equal(at.Add(time.Hour)) {
+		t.Errorf("signed at %s, says %s to %s, %v", at, IssuedAt(cert), cert.NotAfter, err)
+	}
+	for _, at := range []time.Time{ca.Cert.NotAfter.Add(2 * Backdate), time.Unix(1<<40, 0)} {
+		if _, err := ca.SignNodeAt(csrPEM, "pi-1", at, time.Hour); err == nil || !strings.Contains(err.Error(), "would begin at") {
+			t.Errorf("at %s: %v", at, err)
+		}
+	}
+}
+
+func TestTimeInsideKnowsWhatHasTrulyEnded(t *testing.T) {
+	ca := newCA(t)
+	pair, err := ca.SignServer([]string{"192.0.2.1"}, 30*24*time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf := pair.Leaf
+	broken := handshakeError(errors.New("dates"), leaf, ca.Cert)
+	in1970, ahead := time.Unix(0, 0), leaf.NotAfter.AddDate(3, 0, 0)
+	for name, c := range map[string]struct {
+		now, floor, want time.Time // want zero: ErrEnded
+	}{
+		"ahead, nothing known":         {ahead, time.Time{}, leaf.NotAfter},
+		"ahead, known before its end":  {ahead, leaf.NotAfter.Add(-time.Hour), leaf.NotAfter},
+		"ahead, known after its end":   {ahead, leaf.NotAfter.Add(time.Hour), time.Time{}},
+		"1970, known after its end":    {in1970, leaf.NotAfter.Add(time.Hour), time.Time{}},
+		"1970, known before its start": {in1970, leaf.NotBefore.AddDate(-1, 0, 0), leaf.NotBefore},
+	} {
+		at, err := TimeInsideSince(broken, ca.Pool(), "192.0.2.1", c.now, c.floor)
+		if !at.Equal(c.want) || c.want.IsZero() != errors.Is(err, ErrEnded) {
+			t.Errorf("%s: %s, %v; want %s", name, at, err, c.want)
+		}
+	}
+}
+
 func TestServerCertificateIsForItsHostsAndShowsTheCA(t *testing.T) {
 	ca := newCA(t)
 	pair, err := ca.SignServer([]string{"hub.example.test.", "192.0.2.1", "2001:db8::1", ""}, ServerTTL)

@@ -41,6 +41,7 @@ func TestSecrets(t *testing.T) {
 	t.Run("a token that is no good says why", func(t *testing.T) { badTokens(t, client) })
 	t.Run("uses are counted", func(t *testing.T) { uses(t, client) })
 	t.Run("expired tokens go after a week", func(t *testing.T) { expired(t, client) })
+	t.Run("many revoke at once", func(t *testing.T) { revoking(t, client) })
 }
 
 func firstToken(t *testing.T, client kubernetes.Interface) {
