@@ -65,10 +65,12 @@ type session struct {
 	state atomic.Int32 // delivery.State
 }
 
-// arrival is one message of the edge, or why there are no more.
+// arrival is one message of the edge, or why there are no more. It comes encoded:
+// decoding takes a deep stack, which the reader of an idle node would keep, since
+// it waits too deep inside TLS for the runtime to take half of it back.
 type arrival struct {
-	message *wire.EdgeMessage
-	err     error
+	bytes []byte
+	err   error
 }
 
 // Limits of one session.
@@ -177,7 +179,7 @@ func (s *session) read() {
 			s.hand(arrival{err: fmt.Errorf("receive: %w", err)})
 			return
 		}
-		s.hand(s.decode(b))
+		s.hand(arrival{bytes: b})
 	}
 }
 
@@ -186,16 +188,6 @@ func (s *session) hand(a arrival) {
 	case s.arrived <- a:
 	case <-s.ctx.Done():
 	}
-}
-
-func (s *session) decode(b []byte) arrival {
-	m, err := wire.DecodeEdge(b)
-	if err != nil {
-		return arrival{err: protocolError(err)}
-	}
-	s.meter.Received(m, len(b))
-	s.hub.counts.meter.Received(m, len(b))
-	return arrival{message: m}
 }
 
 // work runs f beside the session and then, in the session's goroutine, what f
@@ -244,8 +236,13 @@ func (s *session) take(a arrival) error {
 	if a.err != nil {
 		return a.err
 	}
-	var err error
-	switch body := a.message.GetBody().(type) {
+	m, err := wire.DecodeEdge(a.bytes)
+	if err != nil {
+		return protocolError(err)
+	}
+	s.meter.Received(m, len(a.bytes))
+	s.hub.counts.meter.Received(m, len(a.bytes))
+	switch body := m.GetBody().(type) {
 	case *wire.EdgeMessage_Hello:
 		err = fmt.Errorf("%w: a second Hello", delivery.ErrProtocol)
 	case *wire.EdgeMessage_Inventory:
