@@ -185,7 +185,7 @@ func (u *Uplink) attempt(ctx context.Context) (lasted time.Duration, err error) 
 		return 0, err
 	}
 	ctx, cancel = context.WithCancel(ctx)
-	c := &conversation{u: u, conn: conn, out: newSender(), window: resume.NewWindow(upTo), tokens: make(map[uint64]chan<- *wire.TokenAnswer)}
+	c := &conversation{u: u, conn: conn, out: newSender(), window: resume.NewWindow(upTo), unread: true, tokens: make(map[uint64]chan<- *wire.TokenAnswer)}
 	var group sync.WaitGroup
 	incoming := make(chan received)
 	group.Go(func() { c.readAll(ctx, incoming) })
@@ -215,6 +215,7 @@ type conversation struct {
 	window   *resume.Window
 	out      *sender
 	openedAt time.Time
+	unread   bool     // the outbox may hold what the window does not know of
 	settled  []uint64 // answered reports that the store does not know of yet
 
 	lastAsk uint64 // number of the last request, for a token or a certificate
@@ -279,6 +280,7 @@ func (c *conversation) run(ctx context.Context, incoming <-chan received) error 
 				return err
 			}
 		case <-c.u.opts.Store.OutboxChanged():
+			c.unread = true
 		case <-again.C:
 		case <-flush.C:
 			flush.Stop()
@@ -428,34 +430,41 @@ func (c *conversation) report(ctx context.Context, again *time.Timer) error {
 	return nil
 }
 
-// fill takes over what is new in the outbox: all statuses, events by and by.
+// fill takes over what is new in the outbox: all statuses, events by and by. The
+// store is not asked when it has said nothing since.
 func (c *conversation) fill(ctx context.Context) error {
+	if !c.unread {
+		return nil
+	}
 	keyed, events := c.window.UpTo()
-	if err := c.takeOver(ctx, true, keyed, -1); err != nil {
+	if _, err := c.takeOver(ctx, true, keyed, -1); err != nil {
 		return err
 	}
 	if c.window.Events() >= resume.WindowSize {
 		return nil
 	}
-	return c.takeOver(ctx, false, events, 2*resume.WindowSize)
+	const atOnce = 2 * resume.WindowSize
+	n, err := c.takeOver(ctx, false, events, atOnce)
+	c.unread = err != nil || n == atOnce
+	return err
 }
 
-func (c *conversation) takeOver(ctx context.Context, keyed bool, after uint64, limit int) error {
+func (c *conversation) takeOver(ctx context.Context, keyed bool, after uint64, limit int) (int, error) {
 	rows, err := c.u.opts.Store.OutboxIndex(ctx, keyed, after, limit)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	waiting := make([]resume.Waiting, len(rows))
 	for i, r := range rows {
 		waiting[i] = resume.Waiting{ID: r.ID, Key: r.Key}
 	}
 	c.window.Add(waiting)
-	return nil
+	return len(rows), nil
 }
 
 // settleEvery is how long an answered report may stay in the outbox, so that many
 // answers share one commit. A report that is sent again for this is harmless.
-const settleEvery = 20 * time.Millisecond
+const settleEvery = 200 * time.Millisecond
 
 func (c *conversation) settle(r *wire.ReportResult) {
 	c.u.count.answered(r.GetCode())
