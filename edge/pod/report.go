@@ -180,11 +180,11 @@ func (w *worker) report(ctx context.Context, p plan.Plan) {
 	w.dirty()
 }
 
-// How long a report waits for a better one; the first of a pod longer, because the cloud calls a pod Pending by
-// itself.
+// How long a report waits for a better one; longer before anything of the pod runs, because the cloud calls such a
+// pod Pending by itself.
 const (
-	reportPatience = 500 * time.Millisecond
-	firstPatience  = 2 * time.Second
+	reportPatience  = 500 * time.Millisecond
+	pendingPatience = 5 * time.Second
 )
 
 // soon tells how long a report may wait because there will be more to say in a moment: before the first container
@@ -192,9 +192,10 @@ const (
 // the apiserver.
 func (w *worker) soon(s *corev1.PodStatus) time.Duration {
 	now, patience := w.m.clock.Mono(), reportPatience
-	if w.reported == nil && s.Phase == corev1.PodPending && w.record.Phase == "" {
-		patience = firstPatience
-	} else if w.reported == nil || w.reported.Phase != s.Phase {
+	switch pending := corev1.PodPending; {
+	case s.Phase == pending && (w.record.Phase == "" || w.record.Phase == pending):
+		patience = pendingPatience
+	case w.reported == nil || w.reported.Phase != s.Phase:
 		patience = 0
 	}
 	if patience == 0 || !w.busyStarting() || len(w.hold) > 0 {
