@@ -4,6 +4,8 @@ import (
 	"errors"
 	"slices"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/holdfast-edge/holdfast/cloud/delivery"
 	"github.com/holdfast-edge/holdfast/cloud/roster"
 	"github.com/holdfast-edge/holdfast/common/wire"
@@ -25,6 +27,7 @@ type line struct {
 	epoch    int
 	sent     uint64 // Changes
 	acked    uint64
+	sizes    []int // of the Changes sent, on the line
 	reports  []*wire.Report
 	puts     []*write
 	claims   map[string]bool // what a write is under way about
@@ -174,11 +177,22 @@ func (h *history) deliver(l *line) {
 		if l.sent++; c.GetSeq() != l.sent {
 			h.wrong("changes number %d are sent where %d must follow", c.GetSeq(), l.sent)
 		}
-		if l.sent-l.acked > 32 {
-			h.wrong("%d Changes are not acknowledged", l.sent-l.acked)
-		}
+		l.sizes = append(l.sizes, proto.Size(c))
+		h.bounded(l)
 	}
 	h.hubSays(l, m)
+}
+
+// bounded holds that not too much is sent and not acknowledged: a slow node must
+// not cost its hub more than a quick one.
+func (h *history) bounded(l *line) {
+	waiting, bytes := l.sizes[l.acked:], 0
+	for _, n := range waiting {
+		bytes += n
+	}
+	if len(waiting) > 32 || bytes > 1<<20+wire.SoftMessage {
+		h.wrong("%d Changes of %d bytes are not acknowledged", len(waiting), bytes)
+	}
 }
 
 // claim claims the node, or finds that another hub has.
