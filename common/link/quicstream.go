@@ -12,8 +12,11 @@ import (
 	"github.com/quic-go/quic-go"
 )
 
-// codeNoStream is why a stream is refused or read no more.
-const codeNoStream quic.StreamErrorCode = 1
+// Why a stream ends before its time.
+const (
+	codeNoStream quic.StreamErrorCode = 1 // it is refused
+	codeStop     quic.StreamErrorCode = 2 // it is read no more
+)
 
 // opening is the first byte on a stream: QUIC tells the other side of a stream
 // with its first byte.
@@ -212,11 +215,12 @@ func (s *quicStream) readError(err error) error {
 
 // streamError adds that a stream was refused, where it was.
 func (s *quicStream) streamError(err error) error {
-	var refused *quic.StreamError
-	if errors.As(err, &refused) && refused.Remote && !s.c.ended.Load() {
+	var ended *quic.StreamError
+	switch {
+	case s.c.ended.Load():
+	case errors.As(err, &ended) && ended.Remote && ended.ErrorCode == codeNoStream:
 		return fmt.Errorf("%w: %w", ErrClosed, ErrNoStream)
-	}
-	if s.is(&s.closed) && !s.c.ended.Load() {
+	case s.is(&s.closed):
 		return ErrClosed
 	}
 	return s.c.explainStream(err)
@@ -277,7 +281,7 @@ func (s *quicStream) Close() error {
 		return err
 	}
 	if !over {
-		s.stream.CancelRead(codeNoStream)
+		s.stream.CancelRead(codeStop)
 	}
 	s.c.streams.mu.Lock()
 	delete(s.c.streams.open, s)

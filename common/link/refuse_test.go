@@ -321,7 +321,7 @@ func TestBothEndsTuneTCP(t *testing.T) {
 			t.Fatal(err)
 		}
 		err = raw.Control(func(fd uintptr) {
-			if ms, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT); err != nil || ms != 12_000 {
+			if ms, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT); err != nil || ms != 11_250 {
 				t.Errorf("%s: TCP_USER_TIMEOUT is %d, %v", name, ms, err)
 			}
 			if on, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE); err != nil || on != 0 {

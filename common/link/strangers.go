@@ -9,8 +9,6 @@ import (
 	"net"
 	"sync"
 	"time"
-
-	"github.com/VictoriaMetrics/metrics"
 )
 
 // How a hub bears connections that have not shown who they are.
@@ -96,9 +94,9 @@ func (s *Strangers) WriteMetrics(w io.Writer) {
 	counts, now := s.counts, [transports]int{s.tcp.Len(), s.quic}
 	s.mu.Unlock()
 	for t, name := range [transports]string{"websocket", "quic"} {
-		metrics.WriteGaugeUint64(w, fmt.Sprintf("holdfast_hub_strangers{transport=%q}", name), uint64(now[t]))
+		fmt.Fprintf(w, "holdfast_hub_strangers{transport=%q} %d\n", name, now[t])
 		for o := range outcomes {
-			metrics.WriteCounterUint64(w, fmt.Sprintf("holdfast_hub_connections_total{transport=%q,result=%q}", name, o), counts[t][o])
+			fmt.Fprintf(w, "holdfast_hub_connections_total{transport=%q,result=%q} %d\n", name, o, counts[t][o])
 		}
 	}
 }

@@ -123,10 +123,12 @@ func tcpTraffic(conn net.Conn) Traffic {
 	}
 }
 
+// setOptions leaves the kernel a sixteenth of UserTimeout, because it notices the
+// end of it half a second late.
 func setOptions(raw syscall.RawConn, t Timing) error {
 	return errors.Join(
 		setOption(raw, "TCP_NOTSENT_LOWAT", unix.TCP_NOTSENT_LOWAT, lowWater),
-		setOption(raw, "TCP_USER_TIMEOUT", unix.TCP_USER_TIMEOUT, int(t.UserTimeout.Milliseconds())))
+		setOption(raw, "TCP_USER_TIMEOUT", unix.TCP_USER_TIMEOUT, int((t.UserTimeout-t.UserTimeout/16).Milliseconds())))
 }
 
 func setOption(raw syscall.RawConn, name string, option, value int) error {
