@@ -69,7 +69,7 @@ type Options struct {
 type Timing struct {
 	Hello time.Duration // how long a new connection may be silent (10 s)
 	Sync  time.Duration // how long a Welcome waits for what the node must hold (10 s)
-	Renew time.Duration // at most one renewal of a lease in this time (10 s)
+	Renew time.Duration // at most one renewal of a lease in this time (20 s; keps/0012-cost-at-the-apiserver.md)
 	Retry time.Duration // first wait after a failed read; doubles up to 30 s (100 ms)
 }
 
@@ -81,7 +81,7 @@ func (t Timing) withDefaults() Timing {
 	}
 	set(&t.Hello, 10*time.Second)
 	set(&t.Sync, 10*time.Second)
-	set(&t.Renew, 10*time.Second)
+	set(&t.Renew, 20*time.Second)
 	set(&t.Retry, 100*time.Millisecond)
 	return t
 }

@@ -112,6 +112,14 @@ func (l *lease) rest(d time.Duration) {
 // now asks for a renewal although the last is not long ago.
 func (l *lease) now() { l.last, l.heard, l.due = time.Time{}, time.Time{}, true }
 
+const (
+	// longAgo is when a node was heard so long ago that its lease may not say that
+	// it is there.
+	longAgo = 30 * time.Second
+	// retryRenew is the wait after a renewal that failed.
+	retryRenew = 3 * time.Second
+)
+
 // startRenew renews the lease if the node was heard since the last renewal, at
 // most once in a while.
 func (s *session) startRenew() {
@@ -121,7 +129,7 @@ func (s *session) startRenew() {
 	}
 	l.due = false
 	heard := s.conn.LastHeard()
-	if !heard.After(l.heard) || time.Since(heard) > 3*s.hub.timing.Renew {
+	if !heard.After(l.heard) || time.Since(heard) > longAgo {
 		return
 	}
 	if rest := s.hub.timing.Renew - time.Since(l.last); rest > 0 {
@@ -144,8 +152,11 @@ func (s *session) startRenew() {
 				s.log().Info("the node's lease is renewed again")
 			}
 			l.failing = err != nil
-			// What was heard meanwhile, and a failure, wait for the timer.
-			l.due = true
+			// What was heard meanwhile waits for the timer, and so does a failure, but
+			// not as long: a node that says little leaves no time for two.
+			if l.due = true; err != nil {
+				l.last = time.Now().Add(retryRenew - s.hub.timing.Renew)
+			}
 		}
 	})
 }
