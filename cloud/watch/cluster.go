@@ -91,7 +91,7 @@ func shelve[T any](c *Cluster, kind string, place func(runtime.Object) (string, 
 	failed := func(node, key string, err error) {
 		c.log.Error("an object cannot be kept", "node", node, "object", key, "err", err)
 	}
-	return &shelved[T]{cluster: c, selector: selector, shelf: &shelf[T]{
+	return &shelved[T]{cluster: c, selector: selector, crowd: crowd, waiting: make(map[*ask[T]]struct{}), shelf: &shelf[T]{
 		kind: kind, place: place, keep: keep, changed: c.signal, failed: failed, nodes: make(map[string]*lot[T]),
 	}}
 }
@@ -138,6 +138,9 @@ func metadataSource(client metadata.Interface, resource string) source {
 		},
 	}
 }
+
+// total is about how many nodes the cluster has, 0 if the apiserver does not say.
+func (c *Cluster) total() int64 { return c.nodes.tide.total.Load() }
 
 // passing lets somebody see what comes by before it is kept or dropped.
 type passing struct {

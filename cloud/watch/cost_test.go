@@ -112,7 +112,11 @@ func BenchmarkMemoryOfAPod(b *testing.B) {
 					pod.Spec.NodeName = node
 					list = append(list, pod)
 				}
-				if err := s.finish(node, p, "200000", list); err != nil {
+				objects, err := s.entries(node, list)
+				if err == nil {
+					err = s.finish(node, p, "200000", objects)
+				}
+				if err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -16,8 +19,9 @@ import (
 // than a given version costs the apiserver little, while a list that must be
 // consistent in itself makes it ask its store each time.
 type tide struct {
-	from source
-	turn chan struct{} // capacity 1: who has it asks
+	from  source
+	turn  chan struct{} // capacity 1: who has it asks
+	total atomic.Int64  // how many objects there were when it was last asked
 
 	mu      sync.Mutex
 	waiting *flight // who asks next, nil for nobody
@@ -71,7 +75,10 @@ func (t *tide) ask(ctx context.Context, f *flight) {
 	t.mu.Lock()
 	t.waiting = nil
 	t.mu.Unlock()
-	f.version, f.err = position(ctx, t.from)
+	var total int64
+	if f.version, total, f.err = position(ctx, t.from); f.err == nil && total > 0 {
+		t.total.Store(total)
+	}
 	f.cancelled = ctx.Err() != nil
 }
 
@@ -82,7 +89,30 @@ type shelved[T any] struct {
 	stream   *stream
 	tide     *tide
 	selector func(node string) string
+	crowd    int // loads that wait before they may be done as one
+	bulks    atomic.Uint64
+
+	waitMu  sync.Mutex
+	waiting map[*ask[T]]struct{}
+	bulk    bool // a list for all that waited runs
 }
+
+// ask is a load that waits for its list.
+type ask[T any] struct {
+	node    string
+	taken   bool          // by a list for many; under waitMu
+	done    chan struct{} // closed when that has ended
+	version string
+	objects map[string]entry[T]
+	err     error
+}
+
+// crowd is how many loads must wait, and which part of all nodes they must be,
+// before one list of everything is cheaper than theirs.
+const (
+	crowd      = 128
+	crowdShare = 8
+)
 
 // load reads what there is of a node, if that is not known.
 func (s *shelved[T]) load(ctx context.Context, node string) error {
@@ -90,19 +120,21 @@ func (s *shelved[T]) load(ctx context.Context, node string) error {
 	if l == nil {
 		return err
 	}
-	version, items, err := s.list(ctx, node)
+	version, objects, err := s.list(ctx, node)
 	if err != nil {
 		s.abandon(l)
 		return fmt.Errorf("list the %s of node %s: %w", s.kind, node, err)
 	}
-	if err := s.finish(node, l, version, items); err != nil {
+	if err := s.finish(node, l, version, objects); err != nil {
 		return fmt.Errorf("take the %s of node %s: %w", s.kind, node, err)
 	}
 	s.cluster.loads.Add(1)
 	return nil
 }
 
-func (s *shelved[T]) list(ctx context.Context, node string) (version string, items []runtime.Object, err error) {
+// list waits for its turn and lists one node's objects. When too many wait, one
+// of them lists for all.
+func (s *shelved[T]) list(ctx context.Context, node string) (version string, objects map[string]entry[T], err error) {
 	at, err := s.tide.now(ctx)
 	if err != nil {
 		return "", nil, err
@@ -112,11 +144,56 @@ func (s *shelved[T]) list(ctx context.Context, node string) (version string, ite
 		s.stream.again()
 		return "", nil, errRestored
 	}
-	release, err := s.cluster.acquire(ctx)
-	if err != nil {
-		return "", nil, err
+	a := &ask[T]{node: node, done: make(chan struct{})}
+	if all := s.join(a); all != nil {
+		s.listFor(ctx, all)
 	}
-	defer release()
+	select {
+	case s.cluster.acquired <- struct{}{}:
+		if s.leave(a) {
+			defer func() { <-s.cluster.acquired }()
+			return s.listOne(ctx, node, at)
+		}
+		<-s.cluster.acquired // somebody lists for it already
+	case <-a.done:
+	case <-ctx.Done():
+		s.leave(a)
+		return "", nil, context.Cause(ctx)
+	}
+	select {
+	case <-a.done:
+		return a.version, a.objects, a.err
+	case <-ctx.Done():
+		return "", nil, context.Cause(ctx)
+	}
+}
+
+// join makes a wait. If it is one too many, it returns all who do.
+func (s *shelved[T]) join(a *ask[T]) (all map[*ask[T]]struct{}) {
+	s.waitMu.Lock()
+	defer s.waitMu.Unlock()
+	s.waiting[a] = struct{}{}
+	if s.bulk || len(s.waiting) < max(s.crowd, int(s.cluster.total()/crowdShare)) {
+		return nil
+	}
+	all, s.waiting, s.bulk = s.waiting, make(map[*ask[T]]struct{}), true
+	for b := range all {
+		b.taken = true
+	}
+	return all
+}
+
+// leave ends a wait, unless somebody lists for it.
+func (s *shelved[T]) leave(a *ask[T]) bool {
+	s.waitMu.Lock()
+	defer s.waitMu.Unlock()
+	delete(s.waiting, a)
+	return !a.taken
+}
+
+// listOne lists one node's objects, not older than at.
+func (s *shelved[T]) listOne(ctx context.Context, node, at string) (version string, objects map[string]entry[T], err error) {
+	s.cluster.reads.Add(1)
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
 	o := metav1.ListOptions{FieldSelector: s.selector(node), ResourceVersion: at, ResourceVersionMatch: metav1.ResourceVersionMatchNotOlderThan}
@@ -132,9 +209,55 @@ func (s *shelved[T]) list(ctx context.Context, node string) (version string, ite
 	if version, err = listVersion(list); err != nil {
 		return "", nil, err
 	}
-	items, err = meta.ExtractList(list)
-	return version, items, err
+	items, err := meta.ExtractList(list)
+	if err != nil {
+		return "", nil, err
+	}
+	objects, err = s.entries(node, items)
+	return version, objects, err
 }
+
+// listFor lists everything once for all that wait, and keeps what is theirs.
+func (s *shelved[T]) listFor(ctx context.Context, all map[*ask[T]]struct{}) {
+	s.bulks.Add(1)
+	ctx, cancel := context.WithTimeout(ctx, bulkTimeout)
+	defer cancel()
+	byNode := make(map[string]map[string]entry[T], len(all))
+	for a := range all {
+		byNode[a.node] = make(map[string]entry[T])
+	}
+	var failed error
+	version, w, err := s.stream.everything(ctx, func(obj runtime.Object, gone bool) {
+		node, key, version := s.place(obj)
+		objects := byNode[node]
+		if objects == nil {
+			return
+		}
+		if gone {
+			delete(objects, key)
+			return
+		}
+		kept, err := s.keep(obj, nil)
+		failed = errors.Join(failed, err)
+		objects[key] = entry[T]{kept, version}
+	})
+	if w != nil {
+		w.Stop()
+	}
+	if err = errors.Join(err, failed); err != nil {
+		s.cluster.log.Warn("one list for many nodes failed; each is listed again", "objects", s.kind, "nodes", len(all), "err", err)
+	}
+	s.waitMu.Lock()
+	s.bulk = false
+	s.waitMu.Unlock()
+	for a := range all {
+		a.version, a.objects, a.err = version, maps.Clone(byNode[a.node]), err
+		close(a.done)
+	}
+}
+
+// bulkTimeout bounds a list of everything for many nodes.
+const bulkTimeout = 2 * time.Minute
 
 // load makes sure that a followed node's pods and Node are known.
 func (c *Cluster) load(ctx context.Context, node string) error {

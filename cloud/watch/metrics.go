@@ -18,6 +18,7 @@ func (c *Cluster) WriteMetrics(w io.Writer) {
 		metrics.WriteGaugeUint64(w, fmt.Sprintf("holdfast_hub_watch_objects{kind=%q}", kind), uint64(n))
 	}
 	metrics.WriteCounterUint64(w, "holdfast_hub_watch_loads_total", c.loads.Load())
+	metrics.WriteCounterUint64(w, "holdfast_hub_watch_bulk_loads_total", c.pods.bulks.Load()+c.nodes.bulks.Load())
 	metrics.WriteCounterUint64(w, "holdfast_hub_watch_live_reads_total", c.reads.Load())
 	for _, s := range c.streams {
 		up := uint64(0)

@@ -132,22 +132,26 @@ func (p *lot[T]) end() {
 	}
 }
 
-// finish takes what a load's list said, as of version. An error means that
-// nothing has changed, and that the node is to be loaded again.
-func (s *shelf[T]) finish(node string, p *lot[T], version string, items []runtime.Object) error {
+// entries makes what is kept of a node out of a list.
+func (s *shelf[T]) entries(node string, items []runtime.Object) (map[string]entry[T], error) {
 	objects := make(map[string]entry[T], len(items))
 	for _, obj := range items {
-		of, key, v := s.place(obj)
+		of, key, version := s.place(obj)
 		if of != node {
 			continue
 		}
 		kept, err := s.keep(obj, nil)
 		if err != nil {
-			s.abandon(p)
-			return fmt.Errorf("keep %s %s: %w", s.kind, key, err)
+			return nil, fmt.Errorf("keep %s %s: %w", s.kind, key, err)
 		}
-		objects[key] = entry[T]{kept, v}
+		objects[key] = entry[T]{kept, version}
 	}
+	return objects, nil
+}
+
+// finish takes what a load's list said, as of version, and the map with it. An
+// error means that nothing has changed, and that the node is to be loaded again.
+func (s *shelf[T]) finish(node string, p *lot[T], version string, objects map[string]entry[T]) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	defer p.end()

@@ -146,7 +146,10 @@ func (p *play) proceed() error {
 		p.shelf.abandon(l.load)
 		return nil
 	}
-	err := p.shelf.finish(l.node, l.load, say(l.version), l.items)
+	objects, err := p.shelf.entries(l.node, l.items)
+	if err == nil {
+		err = p.shelf.finish(l.node, l.load, say(l.version), objects)
+	}
 	if errors.Is(err, errStale) || errors.Is(err, errNotFollowed) {
 		return nil
 	}
@@ -252,7 +255,11 @@ func (p *play) settle() error {
 			for _, pod := range p.truth.at(p.truth.version) {
 				items = append(items, pod) // also those of others: they are not taken
 			}
-			if err := p.shelf.finish(node, l, say(p.truth.version), items); err != nil {
+			objects, err := p.shelf.entries(node, items)
+			if err == nil {
+				err = p.shelf.finish(node, l, say(p.truth.version), objects)
+			}
+			if err != nil {
 				return fmt.Errorf("load %s at rest: %w", node, err)
 			}
 		}

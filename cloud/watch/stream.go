@@ -104,7 +104,7 @@ func (s *stream) run(ctx context.Context) {
 // step does what is to be done next and returns when that has ended.
 func (s *stream) step(ctx context.Context) error {
 	if s.at == "" {
-		version, err := position(ctx, s.source)
+		version, _, err := position(ctx, s.source)
 		if err != nil {
 			return fmt.Errorf("find where the cluster's %s are: %w", s.name, err)
 		}
@@ -123,16 +123,27 @@ func (s *stream) step(ctx context.Context) error {
 	return s.consume(ctx, w)
 }
 
-// position asks for the version at which the cluster is now: a read that is never
-// served from a cache that lags.
-func position(ctx context.Context, from source) (string, error) {
+// position asks for the version at which the cluster is now, by a read that is
+// never served from a cache that lags. total is how many objects there are, if the
+// apiserver says so, and else at least 0.
+func position(ctx context.Context, from source) (version string, total int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
 	list, err := from.ListWithContext(ctx, metav1.ListOptions{Limit: 1})
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
-	return listVersion(list)
+	if version, err = listVersion(list); err != nil {
+		return "", 0, err
+	}
+	l, err := meta.ListAccessor(list)
+	if err != nil {
+		return "", 0, err
+	}
+	if rest := l.GetRemainingItemCount(); rest != nil {
+		total = 1 + *rest
+	}
+	return version, total, nil
 }
 
 func listVersion(list runtime.Object) (string, error) {
@@ -242,20 +253,9 @@ func (s *stream) versionOf(e watch.Event) (string, error) {
 func (s *stream) relist(ctx context.Context) error {
 	s.relists.Add(1)
 	s.sink.relisting()
-	all, seconds := true, int64((watchFor + rand.N(watchFor)).Seconds())
-	w, err := s.source.WatchWithContext(ctx, metav1.ListOptions{
-		SendInitialEvents: &all, ResourceVersionMatch: metav1.ResourceVersionMatchNotOlderThan,
-		AllowWatchBookmarks: true, TimeoutSeconds: &seconds,
-	})
-	var version string
-	switch {
-	case err == nil:
-		version, err = s.streamed(ctx, w)
-	case unsupported(err):
-		version, err = s.paged(ctx)
-	}
+	version, w, err := s.everything(ctx, s.sink.listed)
 	if err != nil {
-		return fmt.Errorf("list all %s: %w", s.name, err)
+		return err
 	}
 	s.sink.relisted(version, older(version, s.at))
 	s.at, s.lost = version, false
@@ -263,6 +263,27 @@ func (s *stream) relist(ctx context.Context) error {
 		return nil
 	}
 	return s.consume(ctx, w)
+}
+
+// everything tells all that there is, as of the version that it returns. If there
+// is a watch, it goes on from there.
+func (s *stream) everything(ctx context.Context, listed func(obj runtime.Object, gone bool)) (version string, w watch.Interface, err error) {
+	all, seconds := true, int64((watchFor + rand.N(watchFor)).Seconds())
+	w, err = s.source.WatchWithContext(ctx, metav1.ListOptions{
+		SendInitialEvents: &all, ResourceVersionMatch: metav1.ResourceVersionMatchNotOlderThan,
+		AllowWatchBookmarks: true, TimeoutSeconds: &seconds,
+	})
+	switch {
+	case err == nil:
+		version, err = streamed(ctx, w, listed)
+	case unsupported(err):
+		w = nil
+		version, err = s.paged(ctx, listed)
+	}
+	if err != nil {
+		return "", nil, fmt.Errorf("list all %s: %w", s.name, err)
+	}
+	return version, w, nil
 }
 
 // unsupported says that a server cannot stream what there is.
@@ -273,7 +294,7 @@ func unsupported(err error) bool {
 // streamed takes the beginning of a watch that tells everything that there is: the
 // server sends it object by object from its cache. After an error the watch is
 // stopped.
-func (s *stream) streamed(ctx context.Context, w watch.Interface) (version string, err error) {
+func streamed(ctx context.Context, w watch.Interface, listed func(obj runtime.Object, gone bool)) (version string, err error) {
 	defer func() {
 		if err != nil {
 			w.Stop()
@@ -290,7 +311,7 @@ func (s *stream) streamed(ctx context.Context, w watch.Interface) (version strin
 			case e.Type == watch.Error:
 				return "", apierrors.FromObject(e.Object)
 			case e.Type != watch.Bookmark:
-				s.sink.listed(e.Object, e.Type == watch.Deleted)
+				listed(e.Object, e.Type == watch.Deleted)
 				continue
 			}
 			m, err := meta.Accessor(e.Object)
@@ -305,7 +326,7 @@ func (s *stream) streamed(ctx context.Context, w watch.Interface) (version strin
 }
 
 // paged lists everything in pages, for servers that cannot stream.
-func (s *stream) paged(ctx context.Context) (version string, err error) {
+func (s *stream) paged(ctx context.Context, listed func(obj runtime.Object, gone bool)) (version string, err error) {
 	o := metav1.ListOptions{Limit: pageSize}
 	for {
 		page, err := s.page(ctx, o)
@@ -316,7 +337,7 @@ func (s *stream) paged(ctx context.Context) (version string, err error) {
 			return "", err
 		}
 		if err := meta.EachListItem(page, func(obj runtime.Object) error {
-			s.sink.listed(obj, false)
+			listed(obj, false)
 			return nil
 		}); err != nil {
 			return "", err

@@ -181,6 +181,20 @@ func (w *scripted) tell(s *server, version int, all map[string]*corev1.Pod, cut 
 			return
 		}
 	}
+	// What changed meanwhile may come before the end.
+	for s.pick(3) > 0 && version < s.now() {
+		s.mu.Lock()
+		next := s.truth.history[version-s.truth.first]
+		s.mu.Unlock()
+		e := watch.Event{Type: watch.Modified, Object: next.pod}
+		if next.gone {
+			e.Type = watch.Deleted
+		}
+		if !w.send(e) {
+			return
+		}
+		version++
+	}
 	if !w.send(watch.Event{Type: watch.Bookmark, Object: &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
 		ResourceVersion: say(version), Annotations: map[string]string{metav1.InitialEventsAnnotationKey: "true"}}}}) {
 		return
@@ -237,6 +251,11 @@ func (s *server) shelved() *shelved[keptPod] {
 	pods := shelve(c, "pods", placePod, keepPod, func(node string) string { return node })
 	pods.stream, pods.tide = c.follow("pods", s, pods), newTide(s)
 	c.pods = pods
+	c.nodes = &shelved[keptNode]{tide: newTide(s)}
+	if s.r.IntN(2) == 0 {
+		// As if there were so many that each waits for all.
+		pods.crowd, c.acquired = 2, make(chan struct{})
+	}
 	return pods
 }
 
@@ -244,7 +263,7 @@ func (s *server) shelved() *shelved[keptPod] {
 // slow, away, forgetful and interrupted at random: in the end everybody knows the
 // truth, and at no time is something known that never was.
 func TestAStreamBridgesWhatBreaks(t *testing.T) {
-	relists, pages := uint64(0), 0
+	relists, bulks, pages := uint64(0), uint64(0), 0
 	for seed := range uint64(60) {
 		synctest.Test(t, func(t *testing.T) {
 			s := newServer(seed)
@@ -287,6 +306,7 @@ func TestAStreamBridgesWhatBreaks(t *testing.T) {
 			cancel()
 			all.Wait()
 			relists += pods.stream.relists.Load()
+			bulks += pods.bulks.Load()
 			for _, o := range s.lists {
 				if o.Continue != "" {
 					pages++
@@ -294,8 +314,8 @@ func TestAStreamBridgesWhatBreaks(t *testing.T) {
 			}
 		})
 	}
-	if relists == 0 || pages == 0 {
-		t.Errorf("%d lists of everything and %d further pages: the seeds show too little", relists, pages)
+	if relists == 0 || bulks == 0 || pages == 0 {
+		t.Errorf("%d lists of everything after a break, %d for many nodes, %d further pages: the seeds show too little", relists, bulks, pages)
 	}
 }
 
