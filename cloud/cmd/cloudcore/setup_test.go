@@ -51,6 +51,8 @@ type place struct {
 	addr    string // of the hub
 	logs    *record
 	stop    func()
+
+	keepAlive time.Duration // of the edges
 }
 
 func newPlace(t testing.TB) *place { return newPlaceWith(t, keepAlive) }
@@ -70,7 +72,7 @@ func newPlaceWith(t testing.TB, keepAlive time.Duration) *place {
 			t.Log(err)
 		}
 	})
-	p := &place{cluster: c, client: c.Client(), logs: new(record)}
+	p := &place{cluster: c, client: c.Client(), logs: new(record), keepAlive: keepAlive}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("cloudcore said:\n%s", p.logs)
@@ -192,7 +194,7 @@ func (p *place) start(t testing.TB) {
 func (p *place) edge(t testing.TB, node, storeID string) *edgetest.Edge {
 	pair := linktest.NodeCert(t, p.ca, node)
 	return edgetest.New(t, link.DialWebsocket(link.DialOptions{
-		Hubs: []string{p.addr}, RootCAs: p.ca.Pool(), Timing: link.TimingFor(keepAlive),
+		Hubs: []string{p.addr}, RootCAs: p.ca.Pool(), Timing: link.TimingFor(p.keepAlive),
 		Certificate: func() (tls.Certificate, error) { return pair, nil },
 	}), storeID)
 }
