@@ -32,6 +32,7 @@ func TestCloudcore(t *testing.T) {
 	t.Run("a deleted pod leaves a node that was away", p.away)
 	t.Run("nothing is lost while the apiserver is away", p.apiserverAway)
 	t.Run("of two hubs the later claim writes", p.fences)
+	t.Run("a node moves to another hub", p.moves)
 	t.Run("a silent node keeps its pods", p.silent)
 }
 
