@@ -79,12 +79,11 @@ func TestMetricsOfAHubWithoutNodes(t *testing.T) {
 	}
 	h := hub.New(hub.Options{Cluster: cluster, Log: log, Version: version})
 	keeper := autonomy.New(autonomy.Options{Client: c.own, Cluster: cluster, Log: log, Hub: "a"})
-	figures := metricsHandler(c.requests, cluster.Synced, h.WriteMetrics, cluster.WriteMetrics, keeper.WriteMetrics)
-
 	d, err := openDoor(t.Context(), config.Cloud{Listen: "127.0.0.1:0", HealthListen: "127.0.0.1:0"}, log)
 	if err != nil {
 		t.Fatal(err)
 	}
+	figures := metricsHandler(c.requests, cluster.Synced, d.strangers.WriteMetrics, h.WriteMetrics, cluster.WriteMetrics, keeper.WriteMetrics)
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	backend := httptest.NewTLSServer(nil) // for its certificate
