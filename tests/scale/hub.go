@@ -168,8 +168,8 @@ func (h *hubProcess) state(context.Context, none) (hubState, error) {
 }
 
 // hubMemory is in bytes. Found is what the OS counted before anything was done
-// about it, Resident what it counts after a collection that gives back all that
-// is free, Live what the heap and the stacks hold then.
+// about it, Resident what it counts after collections that give back all that is
+// free, as happens by itself to a hub at rest; Heap and Stacks are in use then.
 type hubMemory struct {
 	Connected                     int
 	Found, Resident, Heap, Stacks int64
@@ -185,7 +185,9 @@ func (h *hubProcess) memory(context.Context, none) (hubMemory, error) {
 	if m.Found, err = resident(os.Getpid()); err != nil {
 		return m, err
 	}
-	runtime.GC() // what finalizers and pools hold goes with the second one
+	for range 3 { // pools give back with the second one, a stack shrinks by half with each
+		runtime.GC()
+	}
 	debug.FreeOSMemory()
 	var stats runtime.MemStats
 	runtime.ReadMemStats(&stats)
