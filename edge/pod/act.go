@@ -54,7 +54,11 @@ func (w *worker) prepare(a plan.Action) func(context.Context) outcome {
 				w.log.Error("pod's memory cannot be encoded", "err", err)
 			}
 		}
-		return func(ctx context.Context) outcome { return w.m.startSandbox(ctx, w.uid, p, a, state) }
+		w.m.starts.enter() // before anything that can wait looks whether there are starts
+		return func(ctx context.Context) outcome {
+			defer w.m.starts.leave()
+			return w.m.startSandbox(ctx, w.uid, p, a, state)
+		}
 	case plan.StartContainer:
 		return w.prepareStart(a)
 	case plan.StopContainer:
@@ -215,8 +219,6 @@ func (m *Manager) startSandbox(ctx context.Context, uid string, p *corev1.Pod, a
 		writes.Go(func() error { return m.o.Store.SetPodState(ctx, uid, state) })
 	}
 	id, err := func() (string, error) {
-		m.starts.enter()
-		defer m.starts.leave()
 		if err := m.furnish(ctx, uid, p); err != nil {
 			return "", err
 		}
