@@ -24,6 +24,9 @@ type AcceptOptions struct {
 	// Admit is asked about each connection whose certificate is good; its error
 	// turns the node away and is told to it. nil: all may connect.
 	Admit func(node string, issued time.Time) error
+	// Streams lets edges open streams, for AcceptStream; without it they are refused
+	// (a hub opens streams in either case). Over QUIC it costs a goroutine an edge.
+	Streams bool
 	// Strangers bounds and counts the connections that have not authenticated; nil:
 	// the acceptor has its own.
 	Strangers *Strangers
@@ -108,6 +111,7 @@ func (a *acceptor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	t := a.Timing
 	c := newWebsocketConn(ws, who, t, t.EdgeSilent, t.HubPing, hubPinging)
+	c.opensOnly = !a.Streams
 	wait := time.NewTimer(acceptWait)
 	defer wait.Stop()
 	select {

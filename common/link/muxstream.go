@@ -94,6 +94,9 @@ func (m *mux) wrap(stream *yamux.Stream, state *streamState) *websocketStream {
 
 // AcceptStream takes the next stream of the other side.
 func (c *websocketConn) AcceptStream(ctx context.Context) (Stream, error) {
+	if c.opensOnly {
+		return nil, errOpensOnly
+	}
 	m, err := c.muxed()
 	if err != nil {
 		return nil, err

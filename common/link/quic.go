@@ -96,8 +96,9 @@ type quicConn struct {
 	sentAt  atomic.Int64  // nanoseconds after started
 	heard   chan struct{}
 
-	streams quicStreams
-	gone    chan struct{} // closed when cause is set
+	opensOnly bool // the hub does not accept streams
+	streams   quicStreams
+	gone      chan struct{} // closed when cause is set
 
 	ending sync.Mutex
 	cause  error       // why the connection ended; guarded by ending

@@ -89,7 +89,11 @@ func AcceptQUIC(socket net.PacketConn, o QUICOptions) (Acceptor, error) {
 	config := o.TLS.Clone()
 	config.NextProtos = []string{QUICProtocol}
 	var err error
-	shape := quicConfig(o.Timing, hubWindow, maxHubWindow, 1+MaxStreams)
+	streams := int64(1)
+	if o.Streams {
+		streams += MaxStreams
+	}
+	shape := quicConfig(o.Timing, hubWindow, maxHubWindow, streams)
 	shape.HandshakeIdleTimeout = min(handshakeWait/2, o.Timing.Dial) // quic-go allows twice that in all
 	if a.listener, err = a.transport.Listen(config, shape); err != nil {
 		return nil, fmt.Errorf("listen for edges over QUIC: %w", err)
@@ -134,16 +138,35 @@ func (a *quicAcceptor) run() {
 		if err != nil {
 			return // the listener is closed, and nothing else ends it
 		}
-		a.open.Go(func() {
-			c := a.take(conn)
-			if over, ok := conn.Context().Value(stranger{}).(func() bool); ok {
-				over()
-			}
-			if c != nil {
-				a.hand(c)
-			}
-			<-conn.Context().Done()
-		})
+		a.open.Add(1)
+		context.AfterFunc(conn.Context(), a.open.Done)
+		go a.serve(conn)
+	}
+}
+
+// serve ends when the hub has the connection, or, where edges may open streams,
+// with it.
+func (a *quicAcceptor) serve(conn *quic.Conn) {
+	c := a.take(conn)
+	if over, ok := conn.Context().Value(stranger{}).(func() bool); ok {
+		over()
+	}
+	if c == nil {
+		return
+	}
+	wait := time.NewTimer(acceptWait)
+	defer wait.Stop()
+	select {
+	case a.conns <- c:
+		if a.Streams {
+			go c.takeStreams() // a goroutine whose stack is still small
+		}
+	case <-a.closed:
+		c.end(ErrClosed)
+	case <-wait.C:
+		a.Strangers.count(overQUIC, busy)
+		a.Strangers.say(slog.LevelWarn, "the hub is too busy to take a connection", "node", c.peer.name, "remote", c.RemoteAddr())
+		c.end(ErrClosed)
 	}
 }
 
@@ -171,24 +194,9 @@ func (a *quicAcceptor) take(conn *quic.Conn) *quicConn {
 		return refuse(malformed, "an edge opens one stream and says hello")
 	}
 	a.Strangers.count(overQUIC, accepted)
-	return newQUICConn(conn, stream, who, t, t.EdgeSilent, t.HubPing, 1)
-}
-
-// hand gives the hub a connection and serves its streams until it ends.
-func (a *quicAcceptor) hand(c *quicConn) {
-	wait := time.NewTimer(acceptWait)
-	select {
-	case a.conns <- c:
-		wait.Stop()
-		c.takeStreams()
-	case <-a.closed:
-		wait.Stop()
-		c.end(ErrClosed)
-	case <-wait.C:
-		a.Strangers.count(overQUIC, busy)
-		a.Strangers.say(slog.LevelWarn, "the hub is too busy to take a connection", "node", c.peer.name, "remote", c.RemoteAddr())
-		c.end(ErrClosed)
-	}
+	c := newQUICConn(conn, stream, who, t, t.EdgeSilent, t.HubPing, 1)
+	c.opensOnly = !a.Streams
+	return c
 }
 
 // receive takes the stream that the edge opens, and answers its hello.

@@ -133,6 +133,9 @@ func (c *quicConn) arrive(stream *quic.Stream) bool {
 
 // AcceptStream takes the next stream of the other side.
 func (c *quicConn) AcceptStream(ctx context.Context) (Stream, error) {
+	if c.opensOnly {
+		return nil, errOpensOnly
+	}
 	c.streams.mu.Lock()
 	if !c.streams.accepting {
 		c.streams.accepting = true

@@ -257,3 +257,48 @@ func TestListenerThatClosesWakesWhoWaitsForRoom(t *testing.T) {
 		t.Fatalf("accept: %v, want that the listener is closed", err)
 	}
 }
+
+// TestHubThatOnlyOpensStreams refuses those of edges, over both transports.
+func TestHubThatOnlyOpensStreams(t *testing.T) {
+	t.Parallel()
+	ca := linktest.NewCA(t)
+	acceptor, handler := link.AcceptWebsocket(link.AcceptOptions{Timing: quiet()})
+	t.Cleanup(func() { _ = acceptor.Close() })
+	for name, c := range map[string]struct {
+		hub  *linktest.Hub
+		dial func(link.DialOptions) link.Dialer
+	}{
+		"websocket": {&linktest.Hub{Acceptor: acceptor, CA: ca, Addr: linktest.ServeHTTP(t, ca, handler), Timing: quiet()}, link.DialWebsocket},
+		"quic":      {linktest.StartGuardedQUICHub(t, ca, quiet(), nil).Hub, link.DialQUIC},
+	} {
+		edge, far := connect(t, c.dial(c.hub.DialOptions(t, "pi-1")), c.hub)
+		listen(t, edge)
+		listen(t, far)
+		if _, err := edge.OpenStream(patient(t)); !errors.Is(err, link.ErrNoStream) {
+			t.Fatalf("%s: the edge opens a stream: %v, want ErrNoStream", name, err)
+		}
+		if _, err := far.AcceptStream(patient(t)); !errors.Is(err, link.ErrNoStream) {
+			t.Fatalf("%s: the hub accepts streams: %v, want ErrNoStream", name, err)
+		}
+		go func() {
+			if s, err := edge.AcceptStream(patient(t)); err == nil {
+				_, _ = io.Copy(s, s)
+			}
+		}()
+		s, err := far.OpenStream(patient(t))
+		for errors.Is(err, link.ErrNoStream) { // until the edge accepts
+			s, err = far.OpenStream(patient(t))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Write([]byte("down")); err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, 4)
+		if _, err := io.ReadFull(s, got); err != nil || string(got) != "down" {
+			t.Fatalf("%s: read %q, %v", name, got, err)
+		}
+		_ = s.Close()
+	}
+}

@@ -16,6 +16,9 @@ const MaxStreams = 32
 // take: nobody accepts streams there, or too many are open.
 var ErrNoStream = errors.New("the other side takes no stream")
 
+// errOpensOnly is for a hub that calls AcceptStream without AcceptOptions.Streams.
+var errOpensOnly = fmt.Errorf("%w: this hub accepts none (AcceptOptions.Streams)", ErrNoStream)
+
 // Stream is an ordered, reliable stream of bytes both ways beside the messages of
 // a connection. One goroutine may read while another writes. Its errors are
 // io.EOF once the other side has closed its writing half and all was read,

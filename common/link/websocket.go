@@ -51,6 +51,7 @@ type websocketConn struct {
 	heard   chan struct{}
 
 	manner    manner
+	opensOnly bool        // the hub does not accept streams
 	accepting atomic.Bool // AcceptStream was called
 
 	ending  sync.Mutex

@@ -118,7 +118,7 @@ func StartHub(t testing.TB, ca *pki.CA, timing link.Timing) *Hub {
 // none at the port.
 func StartGuardedHub(t testing.TB, ca *pki.CA, timing link.Timing, strangers *link.Strangers) *Hub {
 	t.Helper()
-	acceptor, handler := link.AcceptWebsocket(link.AcceptOptions{Timing: timing, Log: slog.New(slog.DiscardHandler), Strangers: strangers})
+	acceptor, handler := link.AcceptWebsocket(link.AcceptOptions{Timing: timing, Log: slog.New(slog.DiscardHandler), Strangers: strangers, Streams: true})
 	addr := serveHTTP(t, ca, handler, strangers)
 	t.Cleanup(func() { _ = acceptor.Close() })
 	return &Hub{Acceptor: acceptor, CA: ca, Addr: addr, Timing: timing}

@@ -26,7 +26,7 @@ func StartQUICHub(t testing.TB, ca *pki.CA, timing link.Timing) *QUICHub {
 // same key for resets, as one that was restarted has.
 func StartQUICHubAt(t testing.TB, ca *pki.CA, timing link.Timing, address string) *QUICHub {
 	t.Helper()
-	return startQUIC(t, ca, address, link.AcceptOptions{Timing: timing})
+	return startQUIC(t, ca, address, link.AcceptOptions{Timing: timing, Streams: true})
 }
 
 // StartGuardedQUICHub is StartQUICHub with a bound on strangers.
