@@ -43,7 +43,7 @@ func TestMetricsOfANodeWithoutALine(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if figures[`holdfast_edge_line_failures_total{reason="unreachable"}`] > 0 && figures["holdfast_edge_outbox_reports"] == 1 {
+			if figures[`holdfast_edge_line_failures_total{reason="unreachable"}`] > 0 && figures["holdfast_edge_outbox_reports"] >= 1 {
 				break // it has tried the hub, and has the node's status to tell
 			}
 		}
