@@ -112,6 +112,8 @@ type ask[T any] struct {
 const (
 	crowd      = 128
 	crowdShare = 8
+	// gather is how long such a list waits for more who need it.
+	gather = 200 * time.Millisecond
 )
 
 // load reads what there is of a node, if that is not known.
@@ -145,8 +147,13 @@ func (s *shelved[T]) list(ctx context.Context, node string) (version string, obj
 		return "", nil, errRestored
 	}
 	a := &ask[T]{node: node, done: make(chan struct{})}
-	if all := s.join(a); all != nil {
-		s.listFor(ctx, all)
+	if s.join(a) {
+		// More will come: the first of many are seldom alone.
+		select {
+		case <-time.After(gather):
+		case <-ctx.Done():
+		}
+		s.listFor(ctx, s.take())
 	}
 	select {
 	case s.cluster.acquired <- struct{}{}:
@@ -168,17 +175,26 @@ func (s *shelved[T]) list(ctx context.Context, node string) (version string, obj
 	}
 }
 
-// join makes a wait. If it is one too many, it returns all who do.
-func (s *shelved[T]) join(a *ask[T]) (all map[*ask[T]]struct{}) {
+// join makes a wait, and says whether it is one too many: then its caller must list
+// for all who wait.
+func (s *shelved[T]) join(a *ask[T]) (leads bool) {
 	s.waitMu.Lock()
 	defer s.waitMu.Unlock()
 	s.waiting[a] = struct{}{}
 	if s.bulk || len(s.waiting) < max(s.crowd, int(s.cluster.total()/crowdShare)) {
-		return nil
+		return false
 	}
-	all, s.waiting, s.bulk = s.waiting, make(map[*ask[T]]struct{}), true
-	for b := range all {
-		b.taken = true
+	s.bulk = true
+	return true
+}
+
+// take takes all who wait.
+func (s *shelved[T]) take() (all map[*ask[T]]struct{}) {
+	s.waitMu.Lock()
+	defer s.waitMu.Unlock()
+	all, s.waiting = s.waiting, make(map[*ask[T]]struct{})
+	for a := range all {
+		a.taken = true
 	}
 	return all
 }
