@@ -17,6 +17,7 @@ import (
 	"github.com/holdfast-edge/holdfast/common/adm/journal"
 	"github.com/holdfast-edge/holdfast/common/config"
 	"github.com/holdfast-edge/holdfast/common/enrollment"
+	"github.com/holdfast-edge/holdfast/common/link"
 	"github.com/holdfast-edge/holdfast/common/localstatus"
 	"github.com/holdfast-edge/holdfast/common/pki"
 )
@@ -62,6 +63,7 @@ type joining struct {
 	journal *journal.Journal
 	earlier *enrollment.Credentials // of an earlier join; nil: there was none
 	before  time.Time               // when an edgecore started that is being restarted
+	anew    bool                    // the certificate is another than before
 	runtime cri.Facts               // what the checks found
 }
 
@@ -192,11 +194,17 @@ func (j *joining) installRuntime(ctx context.Context) error {
 	})
 }
 
-// enroll gets the node its certificate, unless it has one.
+// enroll gets the node its certificate, unless it has one that is good.
 func (j *joining) enroll(ctx context.Context) error {
 	if j.earlier != nil {
-		j.step("node %s has joined before: its certificate is kept", j.earlier.NodeName)
-		return nil
+		void := j.void(ctx)
+		if void == nil {
+			j.step("node %s has joined before: its certificate is kept", j.earlier.NodeName)
+			return nil
+		}
+		j.step("node %s has joined before, but its certificate is void: joining anew; its pods and data stay", j.earlier.NodeName)
+		j.printf("  (%v)\n", void)
+		j.anew = true
 	}
 	credentials, err := j.certificate(ctx)
 	if err != nil {
@@ -211,6 +219,47 @@ func (j *joining) enroll(ctx context.Context) error {
 		return err
 	}
 	return credentials.Save(j.config.DataDir)
+}
+
+// probeWithin bounds the look whether a hub still takes the node.
+const probeWithin = 15 * time.Second
+
+// void says why the certificate of an earlier join is worth nothing any more; nil
+// where it is good, where its key could renew it, where no hub can be asked, and
+// where there is no token to join anew with.
+func (j *joining) void(ctx context.Context) error {
+	if j.o.Token == "" {
+		return nil
+	}
+	pool, err := j.earlier.Pool()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeWithin)
+	defer cancel()
+	conn, err := link.DialWebsocket(link.DialOptions{Hubs: j.o.Hubs, RootCAs: pool, Certificate: j.earlier.KeyPair}).Dial(ctx)
+	if err == nil {
+		_ = conn.Close() // it says what was asked by being there
+		return nil
+	}
+	if !errors.Is(err, link.ErrRefused) {
+		return nil // edgecore tries on
+	}
+	for _, hub := range j.o.Hubs {
+		renewed, err := enrollment.Renew(ctx, enrollment.RenewRequest{Hub: hub, Present: *j.earlier})
+		if err == nil {
+			err = renewed.Save(j.config.DataDir)
+		}
+		if err == nil {
+			j.step("the certificate of node %s had ended: it is renewed by its key", j.earlier.NodeName)
+			j.anew = true
+			return nil
+		}
+		if errors.Is(err, enrollment.ErrVoid) {
+			return err
+		}
+	}
+	return nil
 }
 
 // certificate asks one hub after the other, until one has decided.
@@ -296,7 +345,7 @@ func (j *joining) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d, err := j.start(ctx, binary, changed)
+	d, err := j.start(ctx, binary, changed || j.anew)
 	if err != nil {
 		return err
 	}

@@ -25,6 +25,11 @@ const patience = 30 * time.Second
 // no: a bad token, a name that is taken, a certificate that is revoked.
 var ErrRefused = errors.New("refused")
 
+// ErrVoid is in the error of a Renew whose hub says that the certificate is worth
+// nothing any more: it is revoked, ended too long ago, or of another CA.
+// ErrRefused is there, too.
+var ErrVoid = errors.New("the node's certificate is void")
+
 // call is one question to a hub that must prove to be of that CA.
 type call struct {
 	hub, path string
@@ -130,9 +135,19 @@ func readAnswer(response *http.Response) (Answer, error) {
 		if json.Unmarshal(text, &no) != nil || no.Error == "" {
 			no.Error = fmt.Sprintf("%s %s", response.Status, bytes.TrimSpace(text))
 		}
-		return Answer{}, fmt.Errorf("%w: %s", ErrRefused, no.Error)
+		err = fmt.Errorf("%w: %s", ErrRefused, no.Error)
+		if response.StatusCode == http.StatusUnauthorized || response.StatusCode == http.StatusForbidden {
+			err = &refusal{err, ErrVoid}
+		}
+		return Answer{}, err
 	}
 	var answer Answer
 	err := decode(response.Body, &answer)
 	return answer, err
 }
+
+// refusal is an error that reads as the first of two.
+type refusal [2]error
+
+func (r *refusal) Error() string   { return r[0].Error() }
+func (r *refusal) Unwrap() []error { return r[:] }

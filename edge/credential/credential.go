@@ -162,8 +162,8 @@ func save(dataDir string, present, next enrollment.Credentials) error {
 }
 
 // Recover renews a certificate that has ended, by proof of its key. It asks one
-// hub after the other, until one has decided. enrollment.ErrRefused is in the
-// error where that was no.
+// hub after the other, until one has decided. enrollment.ErrVoid is in the error
+// where that was no: then only joining anew helps.
 func (c *Credential) Recover(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -182,7 +182,7 @@ func (c *Credential) Recover(ctx context.Context) error {
 			}
 		}
 		failed = errors.Join(failed, err)
-		if errors.Is(err, enrollment.ErrRefused) || ctx.Err() != nil {
+		if errors.Is(err, enrollment.ErrVoid) || ctx.Err() != nil {
 			break // the hubs share their CA and what is revoked
 		}
 	}

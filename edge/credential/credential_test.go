@@ -156,8 +156,7 @@ func TestTakeKeepsOnlyWhatWasAskedFor(t *testing.T) {
 	}
 }
 
-// hub serves links and renewals; serving is its certificate, or nil for one that
-// is good.
+// hub serves links, and renews certificates or refuses to with those words.
 type hub struct {
 	link.Acceptor
 	addr  string
@@ -268,7 +267,7 @@ func TestARefusalIsFinalAndTheOldCertificateStays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Recover(patient(t)); !errors.Is(err, enrollment.ErrRefused) || !strings.Contains(err.Error(), "it is revoked") {
+	if err := c.Recover(patient(t)); !errors.Is(err, enrollment.ErrVoid) || !strings.Contains(err.Error(), "it is revoked") {
 		t.Errorf("%v", err)
 	}
 	if no.asked.Load() != 1 || yes.asked.Load() != 0 {

@@ -149,7 +149,8 @@ Of a cluster with several hubs, give the addresses of all: the node tries them i
 turn, and goes to another within seconds when its hub is gone.
 
 Run it again whenever you like: a node that has joined keeps its certificate and
-its pods. For several edges on one machine give each its own --node-name,
+its pods. One whose certificate is void (revoked, or ended too long ago) gets a new
+one with a new token, and keeps its pods and data. For several edges on one machine give each its own --node-name,
 --data-dir, --config, --run-dir and --container-runtime-endpoint.`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {

@@ -224,6 +224,53 @@ func TestJoinOfAnotherCloudNeedsAReset(t *testing.T) {
 }
 
 // TestJoinAgainNeedsNoHub: a node that has joined starts its pods, line or no line.
+// TestANodeWhoseCertificateIsVoidJoinsAnewAndKeepsItsData: revoked, or away for
+// longer than its key could renew it.
+func TestANodeWhoseCertificateIsVoidJoinsAnewAndKeepsItsData(t *testing.T) {
+	b := newBox(t)
+	b.edgecore(now())
+	code, out := holdfast(t, "", b.joinArgs()...)
+	if code != 0 {
+		t.Fatalf("exit code %d:\n%s", code, out)
+	}
+	b.systemctl()
+	before, err := enrollment.Load(b.data())
+	must(t, err)
+	write(t, filepath.Join(b.data(), "store.db"), "pods", 0o600)
+
+	b.hub.void.Store(true)
+	good := b.hub.token
+	b.hub.token, err = pki.NewToken() // the one that the node joined with is no more
+	must(t, err)
+	args := b.joinArgs()
+	args[slices.Index(args, "--token")+1] = good.String()
+	code, out = holdfast(t, "", args...)
+	if code != 1 {
+		t.Errorf("with an old token: exit code %d", code)
+	}
+	says(t, out, "the certificate is revoked", "holdfast token create")
+	if now, err := enrollment.Load(b.data()); err != nil || string(now.Cert) != string(before.Cert) {
+		t.Errorf("with an old token the certificate is lost: %v", err)
+	}
+
+	code, out = holdfast(t, "", b.joinArgs()...)
+	if code != 0 {
+		t.Fatalf("with a new token: exit code %d:\n%s", code, out)
+	}
+	says(t, out, "joining anew; its pods and data stay", "Node shop is Ready")
+	after, err := enrollment.Load(b.data())
+	must(t, err)
+	if string(after.Cert) == string(before.Cert) || len(b.hub.nodes()) != 2 {
+		t.Errorf("the hub signed for %v", b.hub.nodes())
+	}
+	if read(t, filepath.Join(b.data(), "store.db")) != "pods" {
+		t.Error("the data is gone")
+	}
+	if got := b.systemctl(); !slices.ContainsFunc(got, func(s string) bool { return strings.HasPrefix(s, "restart") }) {
+		t.Errorf("systemctl was told %q: edgecore goes on with the old certificate", got)
+	}
+}
+
 func TestJoinAgainNeedsNoHub(t *testing.T) {
 	b := newBox(t)
 	b.edgecore(now())

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/holdfast-edge/holdfast/common/enrollment"
+	"github.com/holdfast-edge/holdfast/common/link"
 	"github.com/holdfast-edge/holdfast/common/localstatus"
 	"github.com/holdfast-edge/holdfast/common/pki"
 )
@@ -207,7 +209,8 @@ type hub struct {
 	ca      *pki.CA
 	token   pki.Token
 	address string
-	date    time.Time // the hub's clock when not zero
+	date    time.Time   // the hub's clock when not zero
+	void    atomic.Bool // it takes no certificate that it gave
 	close   func()
 	mu      sync.Mutex
 	joined  []string
@@ -229,6 +232,16 @@ func newHub(t *testing.T) *hub {
 		}
 	})
 	mux.HandleFunc("POST "+enrollment.Path, h.enroll)
+	refuse := func(w http.ResponseWriter, _ *http.Request) {
+		if h.void.Load() {
+			w.WriteHeader(http.StatusForbidden)
+			json.NewEncoder(w).Encode(enrollment.Refusal{Error: "the certificate is revoked"})
+			return
+		}
+		http.Error(w, "somebody else's business", http.StatusTeapot)
+	}
+	mux.HandleFunc(link.Path, refuse)
+	mux.HandleFunc(enrollment.RenewPath, refuse)
 	server := httptest.NewUnstartedServer(mux)
 	server.Config.ErrorLog = log.New(io.Discard, "", 0) // handshakes that trust nobody fail by design
 	server.TLS = &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}}
