@@ -47,11 +47,9 @@ func (e *HeldError) Error() string {
 // fails with a HeldError. The epoch is the hub's time in milliseconds, or one
 // more than the last: so it also rises when the lease was deleted between.
 func (w *Writer) Claim(ctx context.Context, node, store string) (epoch Epoch, err error) {
-	err = w.slot(ctx, func(ctx context.Context) error {
-		return patient(as(ctx, node), func(ctx context.Context) error {
-			epoch, err = w.claim(ctx, node, store)
-			return err
-		})
+	err = w.patient(as(ctx, node), func(ctx context.Context) error {
+		epoch, err = w.claim(ctx, node, store)
+		return err
 	})
 	return epoch, err
 }
@@ -104,8 +102,8 @@ func (w *Writer) fill(l *coordinationv1.Lease, node string, epoch Epoch) *coordi
 // lapses. It is one request, which the apiserver itself refuses under another
 // epoch.
 func (w *Writer) Renew(ctx context.Context, node string, epoch Epoch) error {
-	return w.slot(ctx, func(ctx context.Context) error {
-		ctx = as(ctx, node)
+	ctx = as(ctx, node)
+	err := w.slot(ctx, func(ctx context.Context) error {
 		patch, err := json.Marshal([]map[string]any{
 			{"op": "test", "path": "/metadata/annotations/holdfast.io~1epoch", "value": epoch.String()},
 			{"op": "add", "path": "/spec/renewTime", "value": metav1.NewMicroTime(w.now())},
@@ -115,14 +113,15 @@ func (w *Writer) Renew(ctx context.Context, node string, epoch Epoch) error {
 		}
 		leases := w.asNode.CoordinationV1().Leases(corev1.NamespaceNodeLease)
 		l, err := leases.Patch(ctx, node, types.JSONPatchType, patch, metav1.PatchOptions{})
-		switch {
-		case err == nil:
-			return w.own(ctx, l)
-		case apierrors.IsInvalid(err), apierrors.IsNotFound(err), apierrors.IsConflict(err):
-			return patient(ctx, func(ctx context.Context) error { return w.reclaim(ctx, node, epoch) })
+		if err != nil {
+			return fmt.Errorf("renew the lease of node %s: %w", node, err)
 		}
-		return fmt.Errorf("renew the lease of node %s: %w", node, err)
+		return w.own(ctx, l)
 	})
+	if apierrors.IsInvalid(err) || apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+		return w.patient(ctx, func(ctx context.Context) error { return w.reclaim(ctx, node, epoch) })
+	}
+	return err
 }
 
 // reclaim writes the lease that could not be renewed, unless a later session has.
@@ -204,23 +203,20 @@ func fence(annotations map[string]string, epoch Epoch, what string) error {
 	return nil
 }
 
-// guarded runs a write that an object's epoch may refuse, in one of the slots.
-// The session that was refused is over in any case. But the epoch may be nobody's
+// guarded runs a write that an object's epoch may refuse. The session that was refused is over in any case. But the epoch may be nobody's
 // claim: the lease was deleted and the hub's clock is behind, or the annotation
 // was copied from another node's pod. So the lease is brought up to it, and the
 // next session's claim is above it.
 func (w *Writer) guarded(ctx context.Context, node string, f func(context.Context) error) error {
-	return w.slot(ctx, func(ctx context.Context) error {
-		err := f(ctx)
-		var fenced *fencedError
-		if errors.As(err, &fenced) {
-			raise := func(ctx context.Context) error { return w.raise(ctx, node, fenced.there) }
-			if failed := patient(as(ctx, node), raise); failed != nil {
-				return errors.Join(err, failed)
-			}
+	err := f(ctx)
+	var fenced *fencedError
+	if errors.As(err, &fenced) {
+		raise := func(ctx context.Context) error { return w.raise(ctx, node, fenced.there) }
+		if failed := w.patient(as(ctx, node), raise); failed != nil {
+			return errors.Join(err, failed)
 		}
-		return err
-	})
+	}
+	return err
 }
 
 // raise brings the epoch on the lease up to one that was met. It claims nothing

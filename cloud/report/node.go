@@ -40,7 +40,7 @@ func (w *Writer) node(ctx context.Context, name string, epoch Epoch, payload []b
 	}
 	metadata.Annotations[roster.AnnotationEpoch] = epoch.String()
 	metadata.Annotations[roster.AnnotationHub] = w.hub
-	return note, patient(ctx, func(ctx context.Context) error {
+	return note, w.patient(ctx, func(ctx context.Context) error {
 		n, err := w.ensureNode(as(ctx, name), name, epoch, metadata, said)
 		if err != nil {
 			return err
@@ -275,7 +275,7 @@ func NodeReady(n *corev1.Node) bool {
 // else the cluster gives it up again.
 func (w *Writer) RestoreNode(ctx context.Context, name string, epoch Epoch) error {
 	return w.guarded(ctx, name, func(ctx context.Context) error {
-		return patient(ctx, func(ctx context.Context) error {
+		return w.patient(ctx, func(ctx context.Context) error {
 			n, err := w.asNode.CoreV1().Nodes().Get(as(ctx, name), name, metav1.GetOptions{})
 			if err != nil {
 				return fmt.Errorf("read node %s: %w", name, err)

@@ -51,7 +51,7 @@ func (w *Writer) podStatus(ctx context.Context, node string, epoch Epoch, payloa
 	if err != nil {
 		return err
 	}
-	return patient(ctx, func(ctx context.Context) error {
+	return w.patient(ctx, func(ctx context.Context) error {
 		p, err := w.current(ctx, node, said)
 		if err != nil {
 			return err
@@ -188,7 +188,7 @@ func NeedsReady(p *corev1.Pod) bool {
 // RestoreReady writes the Ready condition of a pod as the node.
 func (w *Writer) RestoreReady(ctx context.Context, node string, epoch Epoch, pod *corev1.Pod) error {
 	return w.guarded(ctx, node, func(ctx context.Context) error {
-		return patient(ctx, func(ctx context.Context) error {
+		return w.patient(ctx, func(ctx context.Context) error {
 			p, err := w.current(ctx, node, pod)
 			if err != nil || !NeedsReady(p) {
 				return err
@@ -212,7 +212,7 @@ func (w *Writer) podGone(ctx context.Context, node string, payload []byte) error
 	if err != nil {
 		return err
 	}
-	return patient(ctx, func(ctx context.Context) error {
+	return w.patient(ctx, func(ctx context.Context) error {
 		p, err := w.current(ctx, node, said)
 		if err != nil {
 			return err
@@ -233,9 +233,7 @@ func (w *Writer) podGone(ctx context.Context, node string, payload []byte) error
 // Token asks for a service account token that is bound to a pod, as the node.
 func (w *Writer) Token(ctx context.Context, node string, ask *wire.TokenAsk) *wire.TokenAnswer {
 	answer := &wire.TokenAnswer{Id: ask.GetId()}
-	err := w.slot(ctx, func(ctx context.Context) error {
-		return patient(ctx, func(ctx context.Context) error { return w.token(as(ctx, node), ask, answer) })
-	})
+	err := w.patient(as(ctx, node), func(ctx context.Context) error { return w.token(ctx, ask, answer) })
 	answer.Code, answer.Message = result(err)
 	answer.Message = brief(answer.Message)
 	if apierrors.IsNotFound(err) {

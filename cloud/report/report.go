@@ -45,7 +45,7 @@ type Writer struct {
 // Limits of the work for all nodes together.
 const (
 	maxWrites    = 64               // reports being written at a time
-	writeTimeout = 10 * time.Second // of all requests for one report
+	writeTimeout = 10 * time.Second // of all requests of one attempt at a report
 )
 
 // New returns a Writer.
@@ -129,7 +129,7 @@ func (w *Writer) write(ctx context.Context, node string, epoch Epoch, r *wire.Re
 	case wire.ReportKind_REPORT_POD_GONE:
 		return "", w.podGone(ctx, node, r.GetPayload())
 	case wire.ReportKind_REPORT_EVENT:
-		return "", w.event(ctx, node, r.GetPayload())
+		return "", w.slot(ctx, func(ctx context.Context) error { return w.event(ctx, node, r.GetPayload()) })
 	}
 	return "", fmt.Errorf("report of kind %s: this hub does not know it: %w", r.GetKind(), errRejected)
 }
@@ -165,13 +165,14 @@ func result(err error) (wire.ResultCode, string) {
 	return wire.ResultCode_RESULT_RETRY, err.Error()
 }
 
-// patient repeats f while it is refused or conflicts, for a short time: the
-// Node authorizer learns of a new pod a little late, and others write too.
-func patient(ctx context.Context, f func(context.Context) error) error {
+// patient runs f in a slot, and repeats it while it is refused or conflicts, for a
+// short time: the Node authorizer learns of a new pod a little late, and others
+// write too. Between two attempts the slot is somebody else's.
+func (w *Writer) patient(ctx context.Context, f func(context.Context) error) error {
 	const attempts = 6
 	wait := 50 * time.Millisecond
 	for n := 1; ; n++ {
-		err := f(ctx)
+		err := w.slot(ctx, f)
 		if n == attempts || !apierrors.IsForbidden(err) && !apierrors.IsConflict(err) {
 			return err
 		}
