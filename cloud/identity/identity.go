@@ -6,6 +6,7 @@
 package identity
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -31,7 +32,8 @@ import (
 // renewBefore is how long before its end the serving certificate is made anew.
 const renewBefore = 30 * 24 * time.Hour
 
-// lookEvery is how often Run looks at the certificate's end.
+// lookEvery is how often Run looks at the certificate's end, unless Options say
+// otherwise.
 const lookEvery = time.Hour
 
 // Files of the serving certificate in the data folder.
@@ -48,8 +50,10 @@ type Options struct {
 	// Hosts are the names and IP addresses by which edges reach the hub. This
 	// machine's host name and the loopback addresses are added.
 	Hosts []string
-	Log   *slog.Logger
-	Now   func() time.Time // nil: time.Now
+	// LookEvery is how often Run looks whether the certificate ends soon; 0: an hour.
+	LookEvery time.Duration
+	Log       *slog.Logger
+	Now       func() time.Time // nil: time.Now
 }
 
 // Identity is the hub's CA and serving certificate.
@@ -57,6 +61,7 @@ type Identity struct {
 	ca      *pki.CA
 	hosts   []string
 	dataDir string
+	every   time.Duration
 	log     *slog.Logger
 	now     func() time.Time
 	serving atomic.Pointer[tls.Certificate]
@@ -75,7 +80,7 @@ func Open(ctx context.Context, o Options) (*Identity, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	i := &Identity{ca: ca, hosts: allHosts(o.Hosts), dataDir: o.DataDir, log: o.Log, now: o.Now}
+	i := &Identity{ca: ca, hosts: allHosts(o.Hosts), dataDir: o.DataDir, every: cmp.Or(o.LookEvery, lookEvery), log: o.Log, now: o.Now}
 	kept, err := i.read()
 	if err != nil {
 		i.log.Warn("the hub's kept certificate is of no use: making another", "err", err)
@@ -114,7 +119,7 @@ func (i *Identity) TLSConfig() *tls.Config {
 // Run keeps the serving certificate valid until ctx ends. Connections that are
 // open keep the one that they began with.
 func (i *Identity) Run(ctx context.Context) error {
-	tick := time.NewTicker(lookEvery)
+	tick := time.NewTicker(i.every)
 	defer tick.Stop()
 	for {
 		select {
@@ -123,7 +128,7 @@ func (i *Identity) Run(ctx context.Context) error {
 		case <-tick.C:
 		}
 		if err := i.renew(); err != nil {
-			i.log.Error("the hub's certificate cannot be renewed; the next attempt is in an hour", "ends", i.Serving().Leaf.NotAfter, "err", err)
+			i.log.Error("the hub's certificate cannot be renewed; it is tried again", "in", i.every, "ends", i.Serving().Leaf.NotAfter, "err", err)
 		}
 	}
 }
@@ -135,7 +140,7 @@ func (i *Identity) renew() error {
 	if old != nil && i.now().Before(old.Leaf.NotAfter.Add(-renewBefore)) {
 		return nil
 	}
-	pair, err := i.ca.SignServer(i.hosts, pki.ServerTTL)
+	pair, err := i.ca.SignServerAt(i.hosts, i.now(), pki.ServerTTL)
 	if err != nil {
 		return err
 	}

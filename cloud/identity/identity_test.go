@@ -3,9 +3,13 @@ package identity_test
 import (
 	"context"
 	"crypto/tls"
+	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,9 +35,11 @@ func TestIdentity(t *testing.T) {
 		}
 	})
 	client := c.Client()
+	t.Run("of hubs that start together all have one CA", func(t *testing.T) { together(t, client) })
 	t.Run("the first start makes a CA and a certificate", func(t *testing.T) { firstStart(t, client) })
 	t.Run("a restart keeps the certificate", func(t *testing.T) { restart(t, client) })
 	t.Run("a certificate that does not fit is made anew", func(t *testing.T) { renewed(t, client) })
+	t.Run("a renewal drops no connection", func(t *testing.T) { renewedWhileServing(t, client) })
 	t.Run("without a data folder it is in memory", func(t *testing.T) { inMemory(t, client) })
 }
 
@@ -71,6 +77,101 @@ func firstStart(t *testing.T, client kubernetes.Interface) {
 	config := i.TLSConfig()
 	if config.MinVersion != tls.VersionTLS13 || config.ClientAuth != tls.VerifyClientCertIfGiven || !config.SessionTicketsDisabled || !slices.Equal(config.NextProtos, []string{"http/1.1"}) {
 		t.Errorf("the TLS configuration is %+v", config)
+	}
+}
+
+// together opens several hubs on a cluster that has no CA yet.
+func together(t *testing.T, client kubernetes.Interface) {
+	var all sync.WaitGroup
+	hashes := make([]string, 5)
+	for n := range hashes {
+		all.Go(func() {
+			i, err := identity.Open(t.Context(), identity.Options{Client: client, DataDir: t.TempDir(), Hosts: []string{"127.0.0.1"}})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if hashes[n] = i.CA().Hash(); i.Serving().Leaf.CheckSignatureFrom(i.CA().Cert) != nil {
+				t.Error("a hub serves with another CA's certificate")
+			}
+		})
+	}
+	all.Wait()
+	if hashes = slices.Compact(hashes); len(hashes) != 1 || hashes[0] == "" {
+		t.Errorf("they have the CAs %q", hashes)
+	}
+}
+
+// renewedWhileServing holds a connection while the certificate comes near its end
+// and another takes its place.
+func renewedWhileServing(t *testing.T, client kubernetes.Interface) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	var passed atomic.Int64
+	now := func() time.Time { return time.Now().Add(time.Duration(passed.Load())) }
+	i := open(t, identity.Options{Client: client, DataDir: t.TempDir(), Hosts: []string{"127.0.0.1"}, LookEvery: time.Millisecond, Now: now})
+	running := make(chan error, 1)
+	go func() { running <- i.Run(ctx) }()
+	l, err := tls.Listen("tcp", "127.0.0.1:0", i.TLSConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				_, _ = io.Copy(conn, conn)
+			}()
+		}
+	}()
+	dial := func() *tls.Conn {
+		t.Helper()
+		dialer := &tls.Dialer{Config: &tls.Config{RootCAs: i.CA().Pool(), MinVersion: tls.VersionTLS13, Time: now, NextProtos: []string{"http/1.1"}}}
+		conn, err := dialer.DialContext(ctx, "tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return conn.(*tls.Conn)
+	}
+	echo := func(conn *tls.Conn) {
+		t.Helper()
+		b := make([]byte, 1)
+		if _, err := conn.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(conn, b); err != nil || b[0] != 'x' {
+			t.Fatalf("%q, %v", b, err)
+		}
+	}
+	early := dial()
+	defer early.Close()
+	echo(early)
+	first := serial(i)
+	passed.Store(int64(pki.ServerTTL - 29*24*time.Hour))
+	for serial(i) == first {
+		select {
+		case <-ctx.Done():
+			t.Fatal("the certificate is not renewed")
+		default:
+			runtime.Gosched()
+		}
+	}
+	echo(early)
+	late := dial()
+	defer late.Close()
+	echo(late)
+	shown := late.ConnectionState().PeerCertificates[0]
+	if shown.SerialNumber.String() != serial(i) || !shown.NotAfter.After(now().Add(pki.ServerTTL-time.Hour)) {
+		t.Errorf("a new connection is shown a certificate that ends at %s", shown.NotAfter)
+	}
+	cancel()
+	if err := <-running; err != nil {
+		t.Error(err)
 	}
 }
 
