@@ -4,14 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"github.com/holdfast-edge/holdfast/cloud/roster"
 	"github.com/holdfast-edge/holdfast/common/wire"
 )
 
@@ -100,5 +103,41 @@ func TestAStatusKeepsWhatOthersSay(t *testing.T) {
 	want := map[corev1.PodConditionType]string{gate: "True", theirs: "True", corev1.PodScheduled: "TrueScheduler", corev1.PodReady: "True"}
 	if fmt.Sprint(got) != fmt.Sprint(want) || s.QOSClass != corev1.PodQOSBurstable {
 		t.Errorf("got %v %s, want %v", got, s.QOSClass, want)
+	}
+}
+
+func TestAnEpochIsRefusedWhereAHigherOneIs(t *testing.T) {
+	carries := func(epoch string) map[string]string { return map[string]string{roster.AnnotationEpoch: epoch} }
+	for _, c := range []struct {
+		there  map[string]string
+		own    Epoch
+		fenced bool
+	}{
+		{nil, 1, false}, {carries("7"), 7, false}, {carries("7"), 8, false}, {carries("8"), 7, true},
+		{carries("10"), 9, true}, // as numbers, not as texts
+		{carries("x"), 1, false}, {carries("-1"), 1, false}, {carries("18446744073709551615"), 1, false}, {carries("18446744073709551616"), 1, false},
+		{carries(maxEpoch.String()), 1, true},
+	} {
+		err := fence(c.there, c.own, "it")
+		if errors.Is(err, ErrFenced) != c.fenced || (err != nil) != c.fenced {
+			t.Errorf("%v, written under epoch %d: %v", c.there, c.own, err)
+		}
+	}
+	o := &metav1.ObjectMeta{}
+	for i, want := range []bool{true, false, false} {
+		if mark(o, 7) != want || epochOf(o.Annotations) != 7 {
+			t.Errorf("marked %d times: %v", i+1, o.Annotations)
+		}
+	}
+	if !mark(o, 8) || epochOf(o.Annotations) != 8 {
+		t.Errorf("marked anew: %v", o.Annotations)
+	}
+}
+
+func TestMessagesThatQuoteAnEdgeAreBounded(t *testing.T) {
+	for _, message := range []string{"", "short", strings.Repeat("x", 4<<20), strings.Repeat("é", 2000), "a\xffb"} {
+		if got := brief(message); len(got) > 1100 || !utf8.ValidString(got) || len(message) < 1000 && utf8.ValidString(message) && got != message {
+			t.Errorf("%d bytes became %d: %.20q", len(message), len(got), got)
+		}
 	}
 }
