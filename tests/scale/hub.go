@@ -79,11 +79,12 @@ func (h *hubProcess) setUp(ctx context.Context, s hubSetup) (hubAt, error) {
 	if err != nil {
 		return hubAt{}, err
 	}
-	tcp, udp, err := listen(ctx, s.Listen)
+	strangers := link.NewStrangers(0, log)
+	tcp, udp, err := listen(ctx, s.Listen, strangers)
 	if err != nil {
 		return hubAt{}, err
 	}
-	options := link.AcceptOptions{Timing: link.TimingFor(s.KeepAlive), Log: log}
+	options := link.AcceptOptions{Timing: link.TimingFor(s.KeepAlive), Log: log, Strangers: strangers}
 	websocket, handler := link.AcceptWebsocket(options)
 	quic, err := link.AcceptQUIC(udp, link.QUICOptions{AcceptOptions: options, TLS: config, ResetKey: s.ResetKey})
 	if err != nil {
@@ -117,10 +118,10 @@ func (h *hubProcess) tls() (*tls.Config, error) {
 }
 
 // listen opens the TCP port and the UDP port of the same number.
-func listen(ctx context.Context, address string) (net.Listener, net.PacketConn, error) {
+func listen(ctx context.Context, address string, strangers *link.Strangers) (net.Listener, net.PacketConn, error) {
 	const attempts = 20
 	for attempt := 1; ; attempt++ {
-		tcp, err := link.Listen(ctx, address, link.NewStrangers(0, nil))
+		tcp, err := link.Listen(ctx, address, strangers)
 		if err != nil {
 			return nil, nil, err
 		}
