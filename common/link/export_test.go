@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"net"
+	"time"
 )
 
 // DialWebsocketOver is DialWebsocket over connections that the test makes.
@@ -90,9 +91,9 @@ func Order(d Dialer) []string {
 	return d.(*websocketDialer).hubs.order()
 }
 
-// Hasty lets strangers make room at once.
+// Hasty lets strangers make room as soon as the hub waits for them.
 func Hasty(s *Strangers) *Strangers {
-	s.grace = 0
+	s.grace = time.Millisecond
 	return s
 }
 

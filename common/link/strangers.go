@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -15,9 +16,10 @@ import (
 const (
 	// MaxStrangers is how many there may be at one time over each transport.
 	MaxStrangers = 1024
-	// strangerGrace is the age from which a stranger makes room when there are too
-	// many.
-	strangerGrace = 5 * time.Second
+	// strangerGrace is how long a stranger may keep the hub waiting when there are too
+	// many, and strangerLife its age from which it makes room in any case.
+	strangerGrace = time.Second
+	strangerLife  = 10 * time.Second
 	// deferAccept is how long the kernel itself keeps a TCP connection that has not
 	// sent anything (TCP_DEFER_ACCEPT): it costs the hub neither a file nor memory.
 	deferAccept = 10 * time.Second
@@ -53,12 +55,14 @@ const (
 // Strangers bounds the connections to a hub that have not authenticated yet, over
 // TCP and over QUIC, counts what becomes of them, and logs each kind of trouble
 // once a minute at most. Over TCP, the next connection waits in the kernel's queue
-// when there are too many, until one is through or the oldest has had five
-// seconds: that one is closed. Over QUIC the next one is refused.
+// when there are too many, until one is through, or one has let the hub wait for a
+// second, or is ten seconds old: that one is closed. So a crowd of edges that
+// waits for the hub's handshakes loses nobody, and one that says nothing goes by at
+// a thousand a second. Over QUIC the next one is refused.
 type Strangers struct {
-	limit int
-	grace time.Duration
-	log   *slog.Logger
+	limit       int
+	grace, life time.Duration
+	log         *slog.Logger
 
 	mu     sync.Mutex
 	counts [transports][outcomes]uint64
@@ -83,7 +87,7 @@ func NewStrangers(limit int, log *slog.Logger) *Strangers {
 		log = slog.New(slog.DiscardHandler)
 	}
 	return &Strangers{
-		limit: limit, grace: strangerGrace, log: log,
+		limit: limit, grace: strangerGrace, life: strangerLife, log: log,
 		tcp: list.New(), room: make(chan struct{}, 1), said: make(map[string]*saying),
 	}
 }
@@ -176,7 +180,30 @@ type strangerConn struct {
 	net.Conn
 	strangers *Strangers
 	since     time.Time
+	known     atomic.Bool   // no stranger any more
+	waiting   atomic.Int64  // since when the hub waits for its bytes, after since; 0: it does not
 	place     *list.Element // nil: no stranger any more; guarded by strangers.mu
+}
+
+// Read notes that the hub waits.
+func (c *strangerConn) Read(b []byte) (int, error) {
+	if c.known.Load() {
+		return c.Conn.Read(b)
+	}
+	c.waiting.Store(max(1, int64(time.Since(c.since))))
+	n, err := c.Conn.Read(b)
+	c.waiting.Store(0)
+	return n, err
+}
+
+// patience is how long the connection may still be a stranger in a crowd.
+func (c *strangerConn) patience(grace, life time.Duration) time.Duration {
+	age := time.Since(c.since)
+	left := life - age
+	if waiting := time.Duration(c.waiting.Load()); waiting > 0 {
+		left = min(left, grace-(age-waiting))
+	}
+	return left
 }
 
 func (l *strangerListener) Accept() (net.Conn, error) {
@@ -203,8 +230,7 @@ func (s *Strangers) come(c net.Conn) *strangerConn {
 	return conn
 }
 
-// waitForRoom waits until one more may come, and closes the oldest that has had
-// its time.
+// waitForRoom waits until one more may come, and closes who has had its time.
 func (s *Strangers) waitForRoom(closed <-chan struct{}) error {
 	for {
 		s.mu.Lock()
@@ -212,17 +238,27 @@ func (s *Strangers) waitForRoom(closed <-chan struct{}) error {
 			s.mu.Unlock()
 			return nil
 		}
-		oldest := s.tcp.Front().Value.(*strangerConn)
-		left := s.grace - time.Since(oldest.since)
+		var slowest *strangerConn
+		left := s.life
+		for e := s.tcp.Front(); e != nil; e = e.Next() {
+			c := e.Value.(*strangerConn)
+			if p := c.patience(s.grace, s.life); slowest == nil || p < left {
+				slowest, left = c, p
+			}
+			if left <= 0 {
+				break
+			}
+		}
 		s.mu.Unlock()
 		if left <= 0 {
-			if oldest.leave(crowded) {
-				s.say(slog.LevelWarn, "too many connections that have not authenticated: closing the oldest", "limit", s.limit, "remote", oldest.RemoteAddr().String())
-				_ = oldest.Conn.Close()
+			if slowest.leave(crowded) {
+				s.say(slog.LevelWarn, "too many connections that have not authenticated: closing the slowest", "limit", s.limit, "remote", slowest.RemoteAddr().String())
+				_ = slowest.Conn.Close()
 			}
 			continue
 		}
-		timer := time.NewTimer(left)
+		// Whom the hub begins to wait for while this sleeps has all its grace before it.
+		timer := time.NewTimer(min(left, s.grace))
 		select {
 		case <-timer.C:
 		case <-s.room:
@@ -245,6 +281,7 @@ func (c *strangerConn) leave(o outcome) bool {
 	}
 	s.tcp.Remove(c.place)
 	c.place = nil
+	c.known.Store(true)
 	s.counts[overWebsocket][o]++
 	select {
 	case s.room <- struct{}{}:

@@ -116,7 +116,7 @@ func TestStalledHandshakesMakeRoom(t *testing.T) {
 	if has(t, strangers, `holdfast_hub_connections_total{transport="websocket",result="crowded"} 0`) {
 		t.Errorf("counted:\n%s", figures(strangers))
 	}
-	if n := log.times("closing the oldest"); n < 1 || n > 3 {
+	if n := log.times("closing the slowest"); n < 1 || n > 3 {
 		t.Errorf("logged %d times", n)
 	}
 }
