@@ -25,7 +25,7 @@ type settings struct {
 	rounds  int           // of floor, apply and reboot, one after the other
 	rest    time.Duration // how long the line and the CPU are watched
 	figures []string
-	against string // folder with another edgecore, to compare with; empty: none
+	against []string // folders with other builds' edgecore, to compare with
 }
 
 // allFigures are those that can be asked for. The floor is always measured: the others are multiples of it.
@@ -43,8 +43,11 @@ func main() {
 	flag.IntVar(&s.rounds, "rounds", 3, "rounds of floor, apply and reboot")
 	flag.DurationVar(&s.rest, "rest", 3*time.Minute, "how long the line is watched at rest")
 	figures := flag.String("figures", allFigures, "what is measured beside the floor, separated by commas")
-	flag.StringVar(&s.against, "against", "", "`folder` of another build's edgecore: each round measures both, one after the other")
+	against := flag.String("against", "", "`folders` of other builds' edgecore, separated by commas: each round measures all, one after the other")
 	flag.Parse()
+	if *against != "" {
+		s.against = strings.Split(*against, ",")
+	}
 	s.figures = strings.Split(*figures, ",")
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -66,8 +69,8 @@ func run(ctx context.Context, s settings) (err error) {
 		return err
 	}
 	b := &bench{settings: s, world: w, node: node, builds: []*build{{name: "this build", dir: w.Bin}}}
-	if s.against != "" {
-		b.builds = append(b.builds, &build{name: "the other build", dir: s.against})
+	for _, dir := range s.against {
+		b.builds = append(b.builds, &build{name: filepath.Base(dir), dir: dir})
 	}
 	return b.run(ctx)
 }
@@ -129,12 +132,14 @@ func (b *bench) report() {
 			fmt.Printf("  %-46s %8.2f %12.2f %s\n", "offline reboot -> running"+label, reboot.Seconds(), reboot.Seconds()/floor.Seconds(), seconds(one.reboot))
 		}
 	}
+	fmt.Printf("  seconds of CPU of the last floor, the removal of its pods included: %s\n", b.floorUsed)
 	fmt.Printf("  aims: apply 1.40, reboot 1.25 times the floor\n")
 	for _, one := range b.builds {
 		if one.last != nil {
 			fmt.Printf("\nthe last apply of %s, in milliseconds\n", one.name)
 			one.last.table(one.began)
 			fmt.Printf("  seconds of CPU: %s\n", one.used)
+			fmt.Printf("  requests at the apiserver: %s\n", one.asked)
 		}
 	}
 	if b.wants("memory") {

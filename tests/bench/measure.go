@@ -44,6 +44,7 @@ type build struct {
 	last          *trips // of the last apply
 	began         time.Time
 	used          usage
+	asked         string // of the apiserver meanwhile
 }
 
 // memory of a process, in MiB.
@@ -131,6 +132,10 @@ func (b *bench) applyAll(ctx context.Context, one *build) error {
 	if err := b.follow(watching, t); err != nil {
 		return err
 	}
+	asked, err := b.requests(ctx)
+	if err != nil {
+		return err
+	}
 	before, err := processor()
 	if err != nil {
 		return err
@@ -149,6 +154,11 @@ func (b *bench) applyAll(ctx context.Context, one *build) error {
 		return err
 	}
 	one.last, one.began, one.used = t, began, after.since(before)
+	answered, err := b.requests(ctx)
+	if err != nil {
+		return err
+	}
+	one.asked = answered.since(asked)
 	if err := b.settle(ctx, b.pods, 0); err != nil {
 		return err
 	}

@@ -2,10 +2,12 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -209,6 +211,49 @@ func (t *trips) table(began time.Time) {
 		fmt.Printf("  %-46s %8d %8d %8d %12d %12d\n", stageNames[stage], slices.Min(took).Milliseconds(), median(took).Milliseconds(),
 			slices.Max(took).Milliseconds(), slices.Min(behind).Milliseconds(), slices.Max(behind).Milliseconds())
 	}
+}
+
+// requests are those that the apiserver has answered, by verb and resource.
+type requests map[string]int
+
+var requestPattern = regexp.MustCompile(`^apiserver_request_total\{.*code="2.*resource="([^"]*)".*subresource="([^"]*)".*verb="([A-Z]+)".*\} ([0-9.e+]+)$`)
+
+func (b *bench) requests(ctx context.Context) (requests, error) {
+	text, err := b.world.Client().CoreV1().RESTClient().Get().AbsPath("/metrics").DoRaw(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read the apiserver's metrics: %w", err)
+	}
+	out := requests{}
+	for line := range strings.Lines(string(text)) {
+		m := requestPattern.FindStringSubmatch(strings.TrimSpace(line))
+		if m == nil || m[3] == "WATCH" {
+			continue
+		}
+		n, err := strconv.ParseFloat(m[4], 64)
+		if err != nil {
+			return nil, fmt.Errorf("read the apiserver's metrics: %w", err)
+		}
+		out[strings.TrimSuffix(m[3]+" "+m[1]+"/"+m[2], "/")] += int(n)
+	}
+	return out, nil
+}
+
+// since are those between two readings, the most frequent first.
+func (r requests) since(before requests) string {
+	var names []string
+	for name, n := range r {
+		if n > before[name] {
+			names = append(names, name)
+		}
+	}
+	slices.SortFunc(names, func(a, b string) int {
+		return cmp.Or(cmp.Compare(r[b]-before[b], r[a]-before[a]), cmp.Compare(a, b))
+	})
+	var parts []string
+	for _, name := range names {
+		parts = append(parts, fmt.Sprintf("%d %s", r[name]-before[name], name))
+	}
+	return strings.Join(parts, ", ")
 }
 
 // usage is the CPU time of all processes of a name, with that of their children that have ended.
