@@ -64,6 +64,7 @@ func (s *server) set(away bool) {
 	s.away = away
 }
 
+// delay takes time of the test's bubble, which costs none.
 func (s *server) delay() { time.Sleep(time.Duration(s.pick(2000)) * time.Millisecond) }
 
 func (s *server) pick(n int) int {
