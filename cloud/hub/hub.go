@@ -99,6 +99,7 @@ type Hub struct {
 	timing       Timing
 	counts       counts
 	held         atomic.Int64 // bytes of reports that all sessions hold
+	hush         hush
 
 	mu       sync.Mutex
 	sessions map[string]*session // by node
@@ -177,22 +178,34 @@ func (h *Hub) begin(ctx context.Context, conn link.Conn) *session {
 		err = h.register(ctx, s)
 	}
 	if err != nil {
-		log.Warn("a node was turned away", "err", err)
+		h.tell(conn.Peer(), log, slog.LevelWarn, "a node was turned away", "err", err)
 		h.counts.turnedAway.Add(1)
 		h.turnAway(conn, err)
 		return nil
 	}
 	s.ctx, s.cancel = context.WithCancel(ctx)
 	h.counts.begun.Add(1)
-	s.log().Info("a node is connected", "version", hello.GetEdgeVersion(), "transport", conn.Transport())
+	h.tell(s.node, s.log(), slog.LevelInfo, "a node is connected", "version", hello.GetEdgeVersion(), "transport", conn.Transport())
 	return s
+}
+
+// tell logs a node's coming or going, unless it did too often lately.
+func (h *Hub) tell(node string, log *slog.Logger, level slog.Level, what string, args ...any) {
+	ok, left := h.hush.mayTell(node, time.Now())
+	if !ok {
+		return
+	}
+	if left > 0 {
+		args = append(args, "lines_left_out", left)
+	}
+	log.Log(context.Background(), level, what, args...)
 }
 
 // finish parts from the edge. reading is closed when nothing is read any more.
 func (h *Hub) finish(s *session, why error, reading <-chan struct{}) {
 	h.unregister(s)
 	h.counts.end(why)
-	s.log().Info("a node is disconnected", "after", time.Since(s.began).Round(time.Millisecond), "rejected", s.rejected, "err", why)
+	h.tell(s.node, s.log(), slog.LevelInfo, "a node is disconnected", "after", time.Since(s.began).Round(time.Millisecond), "rejected", s.rejected, "err", why)
 	if h.part(s.conn, why) {
 		select {
 		case <-reading:

@@ -436,7 +436,7 @@ func (s *session) startSend() error {
 		}
 		if m.GetSynced() != nil {
 			objects, changes := s.delivery.Sent()
-			s.log().Info("the node holds what it must", "objects", objects, "changes", changes)
+			s.hub.tell(s.node, s.log(), slog.LevelInfo, "the node holds what it must", "objects", objects, "changes", changes)
 		}
 		messages = append(messages, m)
 	}
@@ -517,7 +517,7 @@ func (s *session) reported(r *wire.Report, result *wire.ReportResult) {
 	s.hub.counts.reported(result.GetCode())
 	tell := func(count *uint64, level slog.Level, what string) {
 		if *count++; *count == 1 {
-			s.log().Log(s.ctx, level, what, "kind", r.GetKind().String(), "message", result.GetMessage())
+			s.hub.tell(s.node, s.log(), level, what, "kind", r.GetKind().String(), "message", result.GetMessage())
 		}
 	}
 	switch result.GetCode() {
