@@ -46,7 +46,7 @@ type GoodbyeError struct {
 func (e *GoodbyeError) Error() string {
 	remedy := map[wire.Goodbye_Reason]string{
 		wire.Goodbye_REASON_PROTOCOL_VERSION: "edgecore and cloudcore share no protocol version: bring the older one up to date",
-		wire.Goodbye_REASON_REPLACED:         "this node connected a second time",
+		wire.Goodbye_REASON_REPLACED:         "this node connected a second time, to this hub or another",
 		wire.Goodbye_REASON_DUPLICATE:        "another machine is connected under this node's name: give one of them another name (holdfast reset, then holdfast join --node-name)",
 		wire.Goodbye_REASON_SHUTDOWN:         "the hub is stopping",
 		wire.Goodbye_REASON_PROTOCOL_ERROR:   "the hub did not accept what this node sent",

@@ -1,6 +1,7 @@
 package uplink
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
@@ -82,4 +83,16 @@ func TestPausesAreSpreadOverTheWholeCeiling(t *testing.T) {
 	if d := upTo(0); d != 0 {
 		t.Errorf("up to nothing is %s", d)
 	}
+}
+
+// TestANewNetworkCutsALongPauseShort: an hour is longer than the test may take.
+func TestANewNetworkCutsALongPauseShort(t *testing.T) {
+	wake := make(chan struct{}, 1)
+	u := New(Options{Wake: wake, Timing: Timing{BackoffBase: time.Millisecond}})
+	wake <- struct{}{}
+	u.wait(context.Background(), time.Hour)
+
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	u.wait(ctx, time.Hour)
 }

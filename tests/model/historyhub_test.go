@@ -294,9 +294,12 @@ func (h *history) settled() bool {
 	if h.line == nil || h.line.over || h.line.delivery == nil || !h.line.welcomed || len(h.lines) > 1 || len(h.orphans) > 0 {
 		return false
 	}
+	if l := h.line; len(l.up)+len(l.down)+len(l.reports)+len(l.puts) > 0 || !l.delivery.Settled() {
+		return false
+	}
 	n, err := h.disk.OutboxLen(h.t.Context())
 	h.must(err)
-	return n == 0 && len(h.line.up)+len(h.line.down)+len(h.line.reports)+len(h.line.puts) == 0 && h.line.delivery.Settled() && h.agreement() == nil
+	return n == 0 && h.agreement() == nil
 }
 
 // agreement says in what edge and cluster differ; nil: in nothing.
