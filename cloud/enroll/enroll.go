@@ -39,7 +39,8 @@ const (
 	turn   = 10 * time.Second
 	// patience bounds the work on one request.
 	patience = 20 * time.Second
-	// renewEvery is how often one node may have its certificate renewed.
+	// renewEvery is how often one node may have its certificate renewed, unless the
+	// certificates live for less than ten times that.
 	renewEvery = time.Minute
 	// DefaultRenewGrace is how long after its end a certificate's key may renew it.
 	DefaultRenewGrace = 90 * 24 * time.Hour
@@ -86,7 +87,7 @@ func New(o Options) *Handler {
 	return &Handler{
 		client: o.Client, ca: o.CA, log: o.Log, now: o.Now,
 		ttl: cmp.Or(o.TTL, pki.NodeTTL), grace: cmp.Or(o.RenewGrace, DefaultRenewGrace), revocations: o.Revocations,
-		failures: newFailures(o.Now), renewals: newRenewals(o.Now),
+		failures: newFailures(o.Now), renewals: newRenewals(o.Now, min(renewEvery, cmp.Or(o.TTL, pki.NodeTTL)/10)),
 		working: make(chan struct{}, atOnce),
 	}
 }

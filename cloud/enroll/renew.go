@@ -45,7 +45,7 @@ func (h *Handler) renew(ctx context.Context, node string, issued time.Time, csrP
 		return nil, &refusal{status: http.StatusBadRequest, err: fmt.Errorf("a certificate request of %d bytes: at most %d", len(csrPEM), enrollment.MaxBody)}
 	}
 	if !h.renewals.allow(node) {
-		return nil, &refusal{status: http.StatusTooManyRequests, err: fmt.Errorf("the certificate of node %s was renewed less than %s ago", node, renewEvery)}
+		return nil, &refusal{status: http.StatusTooManyRequests, err: fmt.Errorf("the certificate of node %s was renewed less than %s ago", node, h.renewals.every)}
 	}
 	revoked, err := cluster.GetRevoked(ctx, h.client)
 	if err != nil {
@@ -103,16 +103,17 @@ func (h *Handler) owner(cert *x509.Certificate) (string, error) {
 	return pki.NodeName(cert)
 }
 
-// renewals knows which nodes had a certificate within renewEvery.
+// renewals knows which nodes had a certificate a short time ago.
 type renewals struct {
+	every time.Duration
 	now   func() time.Time
 	mu    sync.Mutex
 	last  map[string]time.Time
 	swept time.Time
 }
 
-func newRenewals(now func() time.Time) *renewals {
-	return &renewals{now: now, last: make(map[string]time.Time)}
+func newRenewals(now func() time.Time, every time.Duration) *renewals {
+	return &renewals{now: now, every: every, last: make(map[string]time.Time)}
 }
 
 // allow takes a node's turn.
@@ -120,7 +121,7 @@ func (r *renewals) allow(node string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.now()
-	recent := func(at time.Time) bool { return now.Sub(at).Abs() < renewEvery }
+	recent := func(at time.Time) bool { return now.Sub(at).Abs() < r.every }
 	if at, ok := r.last[node]; ok && recent(at) {
 		return false
 	}
