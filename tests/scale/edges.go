@@ -68,7 +68,7 @@ type edge struct {
 // playEdges is the role of a process of edges.
 func playEdges(ctx context.Context, in io.Reader, out io.Writer) error {
 	// The memory of the load's generator is not measured; its CPU time is short.
-	debug.SetGCPercent(200)
+	debug.SetGCPercent(400)
 	ctx, cancel := context.WithCancel(ctx)
 	p := &edgesProcess{log: quietLog()}
 	p.group, p.ctx = errgroup.WithContext(ctx)

@@ -33,6 +33,7 @@ type hubSetup struct {
 	Nodes     int
 	Pods      int // of each node
 	KeepAlive time.Duration
+	Lazy      bool // the objects of a node are made when it asks
 	Profile   bool // exact profiles of the heap, which cost time
 }
 
@@ -71,7 +72,7 @@ func (h *hubProcess) setUp(ctx context.Context, s hubSetup) (hubAt, error) {
 		runtime.MemProfileRate = 4 << 10
 	}
 	var err error
-	if h.source, err = newSource(s.Nodes, s.Pods); err != nil {
+	if h.source, err = newSource(s.Nodes, s.Pods, s.Lazy); err != nil {
 		return hubAt{}, err
 	}
 	log := quietLog()

@@ -45,6 +45,14 @@ func TestASmallFleetIsHeldToTheEnd(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			state, err := s.state(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Its pods, its Node and the ConfigMap, each once.
+			if want := uint64(nodes * (pods + 2)); state.Synced != nodes || state.Applied != want {
+				t.Errorf("%d of %d nodes hold %d objects, want %d", state.Synced, nodes, state.Applied, want)
+			}
 			m, err := call[hubMemory](ctx, s.hub, "memory", none{})
 			if err != nil {
 				t.Fatal(err)
@@ -78,8 +86,8 @@ func TestASmallFleetIsHeldToTheEnd(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if after.Synced != nodes || after.Applied < nodes*(pods+2) {
-				t.Errorf("at the end: %+v", after)
+			if after.Synced != nodes || after.Applied != state.Applied+uint64(l.arrived) {
+				t.Errorf("%d objects were applied before %d changed: at the end %+v", state.Applied, l.arrived, after)
 			}
 		})
 	}
@@ -125,7 +133,7 @@ func TestThoseWhoNeverSpeakKeepNobodyOut(t *testing.T) {
 }
 
 func TestAChangeBearsItsTime(t *testing.T) {
-	s, err := newSource(1, 2)
+	s, err := newSource(1, 2, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,8 +26,11 @@ func nodeName(n int) string { return fmt.Sprintf("edge-%05d", n) }
 // source is the cluster's objects in memory, in place of cloud/watch: for each
 // node its Node, some pods, and the one ConfigMap that every pod refers to. It is
 // complete before the first node connects, so that what a hub takes for each node
-// does not contain it.
+// does not contain it; a lazy one, of a hub that was started again, makes a node's
+// objects when they are asked for.
 type source struct {
+	pods  int // of each node
+	root  *roster.Item
 	nodes map[string]*wanted
 	names []string
 	ready *corev1.Node // what caches would show of every node: nothing to mend
@@ -41,11 +44,12 @@ type wanted struct {
 	followers []chan struct{}
 }
 
-func newSource(nodes, pods int) (*source, error) {
-	s := &source{nodes: make(map[string]*wanted, nodes), ready: &corev1.Node{
+func newSource(nodes, pods int, lazy bool) (*source, error) {
+	s := &source{pods: pods, nodes: make(map[string]*wanted, nodes), ready: &corev1.Node{
 		Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}},
 	}}
-	root, err := roster.ConfigMap(&corev1.ConfigMap{
+	var err error
+	s.root, err = roster.ConfigMap(&corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "kube-root-ca.crt", UID: "0c000000-0000-4000-8000-000000000000"},
 		Data:       map[string]string{"ca.crt": string(make([]byte, 1100))},
 	})
@@ -54,22 +58,37 @@ func newSource(nodes, pods int) (*source, error) {
 	}
 	for n := range nodes {
 		w := &wanted{number: n}
-		for p := range pods {
-			item, err := roster.Pod(podOf(n, p, time.Time{}))
-			if err != nil {
+		if !lazy {
+			if err := s.fill(w); err != nil {
 				return nil, err
 			}
-			w.items = append(w.items, item)
 		}
-		node, err := roster.Node(nodeOf(nodeName(n)))
-		if err != nil {
-			return nil, err
-		}
-		w.items = append(w.items, node, root)
 		s.nodes[nodeName(n)] = w
 		s.names = append(s.names, nodeName(n))
 	}
 	return s, nil
+}
+
+// fill makes a node's objects, if they are not there; w.mu is held, or nobody
+// else has w.
+func (s *source) fill(w *wanted) error {
+	if w.items != nil {
+		return nil
+	}
+	items := make([]*roster.Item, 0, s.pods+2)
+	for p := range s.pods {
+		item, err := roster.Pod(podOf(w.number, p, time.Time{}))
+		if err != nil {
+			return err
+		}
+		items = append(items, item)
+	}
+	node, err := roster.Node(nodeOf(nodeName(w.number)))
+	if err != nil {
+		return err
+	}
+	w.items = append(items, node, s.root)
+	return nil
 }
 
 // changedAt is an annotation with the time of a change, by which an edge knows
@@ -148,6 +167,9 @@ func (s *source) Resolver(node string) func(context.Context) (*roster.Wanted, er
 		}
 		w.mu.Lock()
 		defer w.mu.Unlock()
+		if err := s.fill(w); err != nil {
+			return nil, err
+		}
 		items := make(map[roster.ID]*roster.Item, len(w.items))
 		for _, i := range w.items {
 			items[roster.IDOf(i.Ref)] = i
@@ -170,6 +192,9 @@ func (s *source) change(node string, pod int, at time.Time) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if err := s.fill(w); err != nil {
+		return err
+	}
 	w.items[pod] = item
 	for _, f := range w.followers {
 		select {

@@ -49,7 +49,7 @@ func open(ctx context.Context, transport string, nodes, pods int, keepAlive time
 	if err := s.startHub(ctx); err != nil {
 		return s, err
 	}
-	s.setup.Listen = s.address // for its next lives
+	s.setup.Listen, s.setup.Lazy = s.address, true // for its next lives
 	return s, s.startEdges(ctx, edgesSetup{
 		CACert: s.ca.CertPEM, CAKey: s.ca.KeyPEM, Hub: s.address, Transport: transport, Pods: pods, KeepAlive: keepAlive,
 	})
