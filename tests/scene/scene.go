@@ -76,7 +76,7 @@ func (s *Scene) dumpOnFailure(n *world.Node) {
 	if !s.Failed() {
 		return
 	}
-	for _, log := range []string{"join.log", "edgecore.log"} {
+	for _, log := range []string{"join.log", "edgecore.log", "data/edgecore.log"} {
 		b, err := os.ReadFile(filepath.Join(s.World.Dir, n.Name, log))
 		if err != nil {
 			continue
