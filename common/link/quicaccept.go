@@ -191,7 +191,11 @@ func (a *quicAcceptor) take(conn *quic.Conn) *quicConn {
 	stream, err := receive(conn, min(handshakeWait, t.Dial))
 	if err != nil {
 		a.Strangers.say(slog.LevelInfo, "refused a connection over QUIC that does not begin as an edge's", "node", who.name, "remote", remote, "err", err)
-		return refuse(malformed, "an edge opens one stream and says hello")
+		// No refusal, which an edge would take for a final word: in a crowd its hello
+		// may only have come too late.
+		a.Strangers.count(overQUIC, malformed)
+		_ = conn.CloseWithError(codeClosed, "an edge opens one stream and says hello")
+		return nil
 	}
 	a.Strangers.count(overQUIC, accepted)
 	c := newQUICConn(conn, stream, who, t, t.EdgeSilent, t.HubPing, 1)
