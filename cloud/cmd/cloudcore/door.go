@@ -130,6 +130,7 @@ func (d *door) serve(ctx context.Context, tlsConfig *tls.Config, links, joins, f
 	public := http.NewServeMux()
 	public.Handle(link.Path, links)
 	public.Handle(enrollment.Path, joins)
+	public.Handle(enrollment.RenewPath, joins)
 	public.Handle("/healthz", health)
 	local := http.NewServeMux()
 	local.Handle("/healthz", health)
