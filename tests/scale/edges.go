@@ -90,8 +90,11 @@ func (p *edgesProcess) setUp(_ context.Context, s edgesSetup) (none, error) {
 	return none{}, err
 }
 
-// startArgs say how many edges shall run in all.
-type startArgs struct{ Edges int }
+// startArgs say how many edges shall run in all, and how long to wait for them.
+type startArgs struct {
+	Edges  int
+	Within time.Duration
+}
 
 // inFlight is how many edges of a process connect at a time at its start; when a
 // hub comes back they all do.
@@ -99,6 +102,8 @@ const inFlight = 64
 
 // start starts further edges and returns when each holds what it must.
 func (p *edgesProcess) start(ctx context.Context, a startArgs) (none, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, a.Within, fmt.Errorf("%s are over", a.Within))
+	defer cancel()
 	var group errgroup.Group
 	group.SetLimit(inFlight)
 	for n := len(p.edges); n < a.Edges; n++ {
@@ -160,7 +165,7 @@ func (e *edge) waitSynced(ctx context.Context) error {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return fmt.Errorf("node %s is not in sync (%s): %w", e.name, e.uplink.State().LastError, ctx.Err())
+			return fmt.Errorf("node %s is not in sync (%s): %w", e.name, e.uplink.State().LastError, context.Cause(ctx))
 		}
 	}
 }

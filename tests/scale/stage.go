@@ -132,18 +132,22 @@ func each[R any](ctx context.Context, s *stage, do string, args func(n int) any)
 	return results, group.Wait()
 }
 
+// connectWithin bounds the coming of all nodes of a fleet.
+const connectWithin = 5 * time.Minute
+
 // connect lets part/parts of all nodes run, and returns when they are in sync.
 func (s *stage) connect(ctx context.Context, part, parts int) error {
-	began := time.Now()
-	ctx, cancel := context.WithTimeoutCause(ctx, 10*time.Minute, errors.New("the edges have not come in 10 minutes"))
-	defer cancel()
-	_, err := each[none](ctx, s, "start", func(n int) any { return startArgs{s.sizes[n] * part / parts} })
-	if err != nil {
-		return fmt.Errorf("connect the edges (%s): %w", time.Since(began).Round(time.Second), err)
-	}
+	return s.connectBy(ctx, part, parts, connectWithin)
+}
+
+func (s *stage) connectBy(ctx context.Context, part, parts int, within time.Duration) error {
 	s.started = 0
 	for _, size := range s.sizes {
 		s.started += size * part / parts
+	}
+	_, err := each[none](ctx, s, "start", func(n int) any { return startArgs{s.sizes[n] * part / parts, within} })
+	if err != nil {
+		return fmt.Errorf("connect the edges: %w", err)
 	}
 	return nil
 }
