@@ -3,7 +3,7 @@ package autonomy
 import (
 	"io"
 
-	"github.com/VictoriaMetrics/metrics"
+	"github.com/holdfast-edge/holdfast/common/metrics"
 )
 
 // WriteMetrics writes what the Keeper has done, in Prometheus' text format

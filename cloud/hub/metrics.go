@@ -7,10 +7,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/VictoriaMetrics/metrics"
-
 	"github.com/holdfast-edge/holdfast/cloud/delivery"
 	"github.com/holdfast-edge/holdfast/common/link"
+	"github.com/holdfast-edge/holdfast/common/metrics"
 	"github.com/holdfast-edge/holdfast/common/wire"
 )
 

@@ -34,7 +34,7 @@ func usual(i int) *corev1.Pod {
 			UID: "7f1c1b9e-0000-4000-8000-0000000" + "00000", ResourceVersion: strconv.Itoa(100000 + i), Generation: 1, CreationTimestamp: now,
 			Labels:          map[string]string{"app": "till", "pod-template-hash": "7d4b9c6f5d", "tier": "front"},
 			OwnerReferences: []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "till-7d4b9c6f5d", UID: "e1b7a6d2-1111-4222-8333-444455556666", Controller: &yes, BlockOwnerDeletion: &yes}},
-			ManagedFields:   []metav1.ManagedFieldsEntry{{Manager: "kube-controller-manager", Operation: "Update", FieldsV1: &metav1.FieldsV1{Raw: bytes.Repeat([]byte("x"), 1500)}}},
+			ManagedFields:   []metav1.ManagedFieldsEntry{{Manager: "kube-controller-manager", Operation: "Update", FieldsV1: metav1.NewFieldsV1(strings.Repeat("x", 1500))}},
 		},
 		Spec: corev1.PodSpec{
 			NodeName: "node", ServiceAccountName: "default", DeprecatedServiceAccount: "default", RestartPolicy: corev1.RestartPolicyAlways,

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/VictoriaMetrics/metrics"
+	"github.com/holdfast-edge/holdfast/common/metrics"
 )
 
 // WriteMetrics writes what the Cluster holds and has asked for, in Prometheus'

@@ -28,6 +28,21 @@ const Path = "/metrics"
 // Writer writes metrics, a line each, in Prometheus' text format.
 type Writer func(w io.Writer)
 
+// WriteCounterUint64 writes one line: the metric's name, with labels in braces if
+// it has any, and its value.
+func WriteCounterUint64(w io.Writer, name string, value uint64) {
+	fmt.Fprintf(w, "%s %d\n", name, value)
+}
+
+// WriteGaugeUint64 writes one line, like WriteCounterUint64. Handler tells the
+// types of metrics by their names: those of counters end in _total.
+func WriteGaugeUint64(w io.Writer, name string, value uint64) { fmt.Fprintf(w, "%s %d\n", name, value) }
+
+// WriteGaugeFloat64 writes one line, like WriteGaugeUint64.
+func WriteGaugeFloat64(w io.Writer, name string, value float64) {
+	fmt.Fprintf(w, "%s %g\n", name, value)
+}
+
 // Handler serves what the writers write, and the figures of this process. Every
 // daemon says which version of it runs.
 func Handler(component, version string, writers ...Writer) http.Handler {

@@ -9,8 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/VictoriaMetrics/metrics"
-
+	"github.com/holdfast-edge/holdfast/common/metrics"
 	"github.com/holdfast-edge/holdfast/common/wire"
 	"github.com/holdfast-edge/holdfast/edge/resume"
 )
