@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -133,7 +134,31 @@ func (k *Keeper) look(p *corev1.Pod) {
 		return
 	}
 	k.jobs[key] = body
+	if mayWait(p) {
+		k.queue.AddAfter(task{pod: key}, afterStart)
+		return
+	}
 	k.queue.Add(task{pod: key})
+}
+
+// afterStart is how long the patch of a pod that starts may wait: a pod that is
+// created with many others should first of all run.
+const afterStart = 5 * time.Second
+
+// mayWait says that a pod is starting and would stay for a while on a node that
+// fell silent now.
+func mayWait(p *corev1.Pod) bool {
+	if p.Status.Phase != corev1.PodPending {
+		return false
+	}
+	for _, key := range silentTaints() {
+		if !slices.ContainsFunc(p.Spec.Tolerations, func(t corev1.Toleration) bool { return tolerates(t, key) }) {
+			return false
+		}
+	}
+	return !slices.ContainsFunc(p.Spec.Tolerations, func(t corev1.Toleration) bool {
+		return t.TolerationSeconds != nil && time.Duration(*t.TolerationSeconds)*time.Second < 12*afterStart
+	})
 }
 
 // body is the patch that a pod needs, nil for none.
