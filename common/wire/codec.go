@@ -176,16 +176,18 @@ func checkRef(r *ObjectRef, versioned bool) error {
 	return nil
 }
 
-// KindMin and KindMax bound the kinds of protocol version 1.
+// KindMin and KindMax bound the kinds that this build knows. An edge states KindMax in
+// its Hello, and is sent no object of a kind above that.
 const (
 	KindMin = Kind_KIND_POD
-	KindMax = Kind_KIND_NODE
+	KindMax = Kind_KIND_ROUTE
 )
 
 // Describe names an object for people: "pod shop/till (uid 1234)".
 func Describe(r *ObjectRef) string {
 	kind := map[Kind]string{
 		Kind_KIND_POD: "pod", Kind_KIND_CONFIG_MAP: "configmap", Kind_KIND_SECRET: "secret", Kind_KIND_NODE: "node",
+		Kind_KIND_DEVICE_MODEL: "device model", Kind_KIND_DEVICE: "device", Kind_KIND_ROUTE: "route",
 	}[r.GetKind()]
 	if kind == "" {
 		kind = r.GetKind().String()

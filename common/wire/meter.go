@@ -22,6 +22,8 @@ const (
 	ClassEvent
 	ClassToken
 	ClassCertificate
+	ClassDevice  // models and devices down, device reports up
+	ClassMessage // routes, and what they carry
 	classes
 )
 
@@ -48,6 +50,10 @@ func (c Class) String() string {
 		return "token"
 	case ClassCertificate:
 		return "certificate"
+	case ClassDevice:
+		return "device"
+	case ClassMessage:
+		return "message"
 	}
 	return "unknown"
 }
@@ -124,6 +130,8 @@ func classOf(msg proto.Message) Class {
 			return ClassToken
 		case *EdgeMessage_CertificateAsk:
 			return ClassCertificate
+		case *EdgeMessage_Published:
+			return ClassMessage
 		}
 	case *HubMessage:
 		switch msg.GetBody().(type) {
@@ -131,6 +139,8 @@ func classOf(msg proto.Message) Class {
 			return ClassToken
 		case *HubMessage_CertificateAnswer:
 			return ClassCertificate
+		case *HubMessage_Publish:
+			return ClassMessage
 		}
 	}
 	return ClassSession
@@ -146,6 +156,10 @@ func classOfKind(k Kind) Class {
 		return ClassSecret
 	case Kind_KIND_NODE:
 		return ClassNode
+	case Kind_KIND_DEVICE_MODEL, Kind_KIND_DEVICE:
+		return ClassDevice
+	case Kind_KIND_ROUTE:
+		return ClassMessage
 	}
 	return ClassSession
 }
@@ -158,6 +172,10 @@ func classOfReport(k ReportKind) Class {
 		return ClassPodStatus
 	case ReportKind_REPORT_EVENT:
 		return ClassEvent
+	case ReportKind_REPORT_DEVICE:
+		return ClassDevice
+	case ReportKind_REPORT_MESSAGES:
+		return ClassMessage
 	}
 	return ClassSession
 }

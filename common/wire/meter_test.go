@@ -126,8 +126,8 @@ func TestClassesHaveNamesOfTheirOwn(t *testing.T) {
 		}
 		seen[c.String()] = c
 	})
-	if len(seen) != 10 {
-		t.Errorf("%d classes, want 10", len(seen))
+	if len(seen) != 12 {
+		t.Errorf("%d classes, want 12", len(seen))
 	}
 }
 

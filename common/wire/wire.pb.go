@@ -59,6 +59,10 @@ const (
 	Kind_KIND_CONFIG_MAP  Kind = 2
 	Kind_KIND_SECRET      Kind = 3
 	Kind_KIND_NODE        Kind = 4
+	// Of devices.holdfast.io; sent only to an edge whose Hello says that it knows them.
+	Kind_KIND_DEVICE_MODEL Kind = 5
+	Kind_KIND_DEVICE       Kind = 6
+	Kind_KIND_ROUTE        Kind = 7
 )
 
 // Enum value maps for Kind.
@@ -69,13 +73,19 @@ var (
 		2: "KIND_CONFIG_MAP",
 		3: "KIND_SECRET",
 		4: "KIND_NODE",
+		5: "KIND_DEVICE_MODEL",
+		6: "KIND_DEVICE",
+		7: "KIND_ROUTE",
 	}
 	Kind_value = map[string]int32{
-		"KIND_UNSPECIFIED": 0,
-		"KIND_POD":         1,
-		"KIND_CONFIG_MAP":  2,
-		"KIND_SECRET":      3,
-		"KIND_NODE":        4,
+		"KIND_UNSPECIFIED":  0,
+		"KIND_POD":          1,
+		"KIND_CONFIG_MAP":   2,
+		"KIND_SECRET":       3,
+		"KIND_NODE":         4,
+		"KIND_DEVICE_MODEL": 5,
+		"KIND_DEVICE":       6,
+		"KIND_ROUTE":        7,
 	}
 )
 
@@ -114,6 +124,8 @@ const (
 	ReportKind_REPORT_POD_STATUS  ReportKind = 2 // payload: core/v1 Pod with namespace, name, uid and status only
 	ReportKind_REPORT_POD_GONE    ReportKind = 3 // payload: core/v1 Pod with namespace, name, uid: everything of it is stopped and removed
 	ReportKind_REPORT_EVENT       ReportKind = 4 // payload: core/v1 Event
+	ReportKind_REPORT_DEVICE      ReportKind = 5 // payload: DeviceReport
+	ReportKind_REPORT_MESSAGES    ReportKind = 6 // payload: RoutedMessages
 )
 
 // Enum value maps for ReportKind.
@@ -124,6 +136,8 @@ var (
 		2: "REPORT_POD_STATUS",
 		3: "REPORT_POD_GONE",
 		4: "REPORT_EVENT",
+		5: "REPORT_DEVICE",
+		6: "REPORT_MESSAGES",
 	}
 	ReportKind_value = map[string]int32{
 		"REPORT_UNSPECIFIED": 0,
@@ -131,6 +145,8 @@ var (
 		"REPORT_POD_STATUS":  2,
 		"REPORT_POD_GONE":    3,
 		"REPORT_EVENT":       4,
+		"REPORT_DEVICE":      5,
+		"REPORT_MESSAGES":    6,
 	}
 )
 
@@ -360,7 +376,8 @@ type Object struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Ref   *ObjectRef             `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
 	// The Kubernetes protobuf encoding (no envelope) of the object, stripped of
-	// managedFields, resourceVersion and, for pods and nodes, of the status.
+	// managedFields, resourceVersion and, for pods, nodes and devices, of the status.
+	// Objects of devices.holdfast.io have none and travel as JSON.
 	Payload       []byte `protobuf:"bytes,2,opt,name=payload,proto3" json:"payload,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -417,6 +434,7 @@ type Hello struct {
 	Digest           []byte                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`                                                     // of what the edge holds (wire.Digest)
 	EdgeVersion      string                 `protobuf:"bytes,3,opt,name=edge_version,json=edgeVersion,proto3" json:"edge_version,omitempty"`                        // for people
 	StoreId          string                 `protobuf:"bytes,4,opt,name=store_id,json=storeId,proto3" json:"store_id,omitempty"`                                    // names this node's database; two nodes with one certificate differ here
+	MaxKind          uint32                 `protobuf:"varint,5,opt,name=max_kind,json=maxKind,proto3" json:"max_kind,omitempty"`                                   // the highest Kind that this edge knows; 0: KIND_NODE
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -477,6 +495,13 @@ func (x *Hello) GetStoreId() string {
 		return x.StoreId
 	}
 	return ""
+}
+
+func (x *Hello) GetMaxKind() uint32 {
+	if x != nil {
+		return x.MaxKind
+	}
+	return 0
 }
 
 type Welcome struct {
@@ -1344,6 +1369,630 @@ func (x *Goodbye) GetMessage() string {
 	return ""
 }
 
+// DeviceReport is what has changed at a device since the hub last accepted a report
+// about it. Properties are latest-wins by version; histories are complete but for
+// what was dropped. The same report may come twice.
+type DeviceReport struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Namespace          string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name               string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Uid                string                 `protobuf:"bytes,3,opt,name=uid,proto3" json:"uid,omitempty"`
+	State              string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`                                                 // online, offline or unknown
+	LastHeardUnixMs    int64                  `protobuf:"varint,5,opt,name=last_heard_unix_ms,json=lastHeardUnixMs,proto3" json:"last_heard_unix_ms,omitempty"` // by the node's clock; 0: never
+	ObservedGeneration int64                  `protobuf:"varint,6,opt,name=observed_generation,json=observedGeneration,proto3" json:"observed_generation,omitempty"`
+	Reason             string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	Properties         []*PropertyReport      `protobuf:"bytes,8,rep,name=properties,proto3" json:"properties,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *DeviceReport) Reset() {
+	*x = DeviceReport{}
+	mi := &file_common_wire_wire_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeviceReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeviceReport) ProtoMessage() {}
+
+func (x *DeviceReport) ProtoReflect() protoreflect.Message {
+	mi := &file_common_wire_wire_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeviceReport.ProtoReflect.Descriptor instead.
+func (*DeviceReport) Descriptor() ([]byte, []int) {
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *DeviceReport) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *DeviceReport) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DeviceReport) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *DeviceReport) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *DeviceReport) GetLastHeardUnixMs() int64 {
+	if x != nil {
+		return x.LastHeardUnixMs
+	}
+	return 0
+}
+
+func (x *DeviceReport) GetObservedGeneration() int64 {
+	if x != nil {
+		return x.ObservedGeneration
+	}
+	return 0
+}
+
+func (x *DeviceReport) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DeviceReport) GetProperties() []*PropertyReport {
+	if x != nil {
+		return x.Properties
+	}
+	return nil
+}
+
+// PropertyReport is one property. A missing value is one that never was.
+type PropertyReport struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Name            string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Version         uint64                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"` // counts the changes of this property in this node's database
+	Reported        *PropertyValue         `protobuf:"bytes,3,opt,name=reported,proto3" json:"reported,omitempty"`
+	Desired         *PropertyValue         `protobuf:"bytes,4,opt,name=desired,proto3" json:"desired,omitempty"` // in force at the node
+	DesiredByEdge   bool                   `protobuf:"varint,5,opt,name=desired_by_edge,json=desiredByEdge,proto3" json:"desired_by_edge,omitempty"`
+	Overridden      *PropertyValue         `protobuf:"bytes,6,opt,name=overridden,proto3" json:"overridden,omitempty"`
+	Rejected        *PropertyValue         `protobuf:"bytes,7,opt,name=rejected,proto3" json:"rejected,omitempty"`
+	RejectedReason  string                 `protobuf:"bytes,8,opt,name=rejected_reason,json=rejectedReason,proto3" json:"rejected_reason,omitempty"`
+	RejectedDesired bool                   `protobuf:"varint,9,opt,name=rejected_desired,json=rejectedDesired,proto3" json:"rejected_desired,omitempty"`
+	History         []*HistoryValue        `protobuf:"bytes,10,rep,name=history,proto3" json:"history,omitempty"`                                      // oldest first
+	HistoryDropped  uint64                 `protobuf:"varint,11,opt,name=history_dropped,json=historyDropped,proto3" json:"history_dropped,omitempty"` // ever
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *PropertyReport) Reset() {
+	*x = PropertyReport{}
+	mi := &file_common_wire_wire_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PropertyReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PropertyReport) ProtoMessage() {}
+
+func (x *PropertyReport) ProtoReflect() protoreflect.Message {
+	mi := &file_common_wire_wire_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PropertyReport.ProtoReflect.Descriptor instead.
+func (*PropertyReport) Descriptor() ([]byte, []int) {
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *PropertyReport) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PropertyReport) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *PropertyReport) GetReported() *PropertyValue {
+	if x != nil {
+		return x.Reported
+	}
+	return nil
+}
+
+func (x *PropertyReport) GetDesired() *PropertyValue {
+	if x != nil {
+		return x.Desired
+	}
+	return nil
+}
+
+func (x *PropertyReport) GetDesiredByEdge() bool {
+	if x != nil {
+		return x.DesiredByEdge
+	}
+	return false
+}
+
+func (x *PropertyReport) GetOverridden() *PropertyValue {
+	if x != nil {
+		return x.Overridden
+	}
+	return nil
+}
+
+func (x *PropertyReport) GetRejected() *PropertyValue {
+	if x != nil {
+		return x.Rejected
+	}
+	return nil
+}
+
+func (x *PropertyReport) GetRejectedReason() string {
+	if x != nil {
+		return x.RejectedReason
+	}
+	return ""
+}
+
+func (x *PropertyReport) GetRejectedDesired() bool {
+	if x != nil {
+		return x.RejectedDesired
+	}
+	return false
+}
+
+func (x *PropertyReport) GetHistory() []*HistoryValue {
+	if x != nil {
+		return x.History
+	}
+	return nil
+}
+
+func (x *PropertyReport) GetHistoryDropped() uint64 {
+	if x != nil {
+		return x.HistoryDropped
+	}
+	return 0
+}
+
+type PropertyValue struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Value         string                 `protobuf:"bytes,1,opt,name=value,proto3" json:"value,omitempty"`
+	Metadata      map[string]string      `protobuf:"bytes,2,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	UnixMs        int64                  `protobuf:"varint,3,opt,name=unix_ms,json=unixMs,proto3" json:"unix_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PropertyValue) Reset() {
+	*x = PropertyValue{}
+	mi := &file_common_wire_wire_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PropertyValue) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PropertyValue) ProtoMessage() {}
+
+func (x *PropertyValue) ProtoReflect() protoreflect.Message {
+	mi := &file_common_wire_wire_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PropertyValue.ProtoReflect.Descriptor instead.
+func (*PropertyValue) Descriptor() ([]byte, []int) {
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *PropertyValue) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *PropertyValue) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+func (x *PropertyValue) GetUnixMs() int64 {
+	if x != nil {
+		return x.UnixMs
+	}
+	return 0
+}
+
+type HistoryValue struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	UnixMs        int64                  `protobuf:"varint,3,opt,name=unix_ms,json=unixMs,proto3" json:"unix_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HistoryValue) Reset() {
+	*x = HistoryValue{}
+	mi := &file_common_wire_wire_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HistoryValue) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HistoryValue) ProtoMessage() {}
+
+func (x *HistoryValue) ProtoReflect() protoreflect.Message {
+	mi := &file_common_wire_wire_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HistoryValue.ProtoReflect.Descriptor instead.
+func (*HistoryValue) Descriptor() ([]byte, []int) {
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *HistoryValue) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *HistoryValue) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *HistoryValue) GetUnixMs() int64 {
+	if x != nil {
+		return x.UnixMs
+	}
+	return 0
+}
+
+// RoutedMessages are messages of one route in the order in which they were
+// published. The same may come twice; numbers tell.
+type RoutedMessages struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	RouteNamespace string                 `protobuf:"bytes,1,opt,name=route_namespace,json=routeNamespace,proto3" json:"route_namespace,omitempty"`
+	RouteName      string                 `protobuf:"bytes,2,opt,name=route_name,json=routeName,proto3" json:"route_name,omitempty"`
+	RouteUid       string                 `protobuf:"bytes,3,opt,name=route_uid,json=routeUid,proto3" json:"route_uid,omitempty"`
+	Messages       []*RoutedMessage       `protobuf:"bytes,4,rep,name=messages,proto3" json:"messages,omitempty"`
+	Dropped        uint64                 `protobuf:"varint,5,opt,name=dropped,proto3" json:"dropped,omitempty"` // ever, in this node's database
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RoutedMessages) Reset() {
+	*x = RoutedMessages{}
+	mi := &file_common_wire_wire_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RoutedMessages) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RoutedMessages) ProtoMessage() {}
+
+func (x *RoutedMessages) ProtoReflect() protoreflect.Message {
+	mi := &file_common_wire_wire_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RoutedMessages.ProtoReflect.Descriptor instead.
+func (*RoutedMessages) Descriptor() ([]byte, []int) {
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *RoutedMessages) GetRouteNamespace() string {
+	if x != nil {
+		return x.RouteNamespace
+	}
+	return ""
+}
+
+func (x *RoutedMessages) GetRouteName() string {
+	if x != nil {
+		return x.RouteName
+	}
+	return ""
+}
+
+func (x *RoutedMessages) GetRouteUid() string {
+	if x != nil {
+		return x.RouteUid
+	}
+	return ""
+}
+
+func (x *RoutedMessages) GetMessages() []*RoutedMessage {
+	if x != nil {
+		return x.Messages
+	}
+	return nil
+}
+
+func (x *RoutedMessages) GetDropped() uint64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
+type RoutedMessage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"` // grows within a route and a node's database
+	Topic         string                 `protobuf:"bytes,2,opt,name=topic,proto3" json:"topic,omitempty"`
+	Payload       []byte                 `protobuf:"bytes,3,opt,name=payload,proto3" json:"payload,omitempty"`
+	UnixMs        int64                  `protobuf:"varint,4,opt,name=unix_ms,json=unixMs,proto3" json:"unix_ms,omitempty"` // by the node's clock
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RoutedMessage) Reset() {
+	*x = RoutedMessage{}
+	mi := &file_common_wire_wire_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RoutedMessage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RoutedMessage) ProtoMessage() {}
+
+func (x *RoutedMessage) ProtoReflect() protoreflect.Message {
+	mi := &file_common_wire_wire_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RoutedMessage.ProtoReflect.Descriptor instead.
+func (*RoutedMessage) Descriptor() ([]byte, []int) {
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *RoutedMessage) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *RoutedMessage) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
+func (x *RoutedMessage) GetPayload() []byte {
+	if x != nil {
+		return x.Payload
+	}
+	return nil
+}
+
+func (x *RoutedMessage) GetUnixMs() int64 {
+	if x != nil {
+		return x.UnixMs
+	}
+	return 0
+}
+
+// Publish asks the edge to publish a message on its broker.
+type Publish struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	RouteUid      string                 `protobuf:"bytes,2,opt,name=route_uid,json=routeUid,proto3" json:"route_uid,omitempty"`
+	Topic         string                 `protobuf:"bytes,3,opt,name=topic,proto3" json:"topic,omitempty"`
+	Payload       []byte                 `protobuf:"bytes,4,opt,name=payload,proto3" json:"payload,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Publish) Reset() {
+	*x = Publish{}
+	mi := &file_common_wire_wire_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Publish) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Publish) ProtoMessage() {}
+
+func (x *Publish) ProtoReflect() protoreflect.Message {
+	mi := &file_common_wire_wire_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Publish.ProtoReflect.Descriptor instead.
+func (*Publish) Descriptor() ([]byte, []int) {
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Publish) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Publish) GetRouteUid() string {
+	if x != nil {
+		return x.RouteUid
+	}
+	return ""
+}
+
+func (x *Publish) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
+func (x *Publish) GetPayload() []byte {
+	if x != nil {
+		return x.Payload
+	}
+	return nil
+}
+
+// Published says what became of it: accepted when the broker has it.
+type Published struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Code          ResultCode             `protobuf:"varint,2,opt,name=code,proto3,enum=holdfast.wire.v1.ResultCode" json:"code,omitempty"`
+	Message       string                 `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Published) Reset() {
+	*x = Published{}
+	mi := &file_common_wire_wire_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Published) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Published) ProtoMessage() {}
+
+func (x *Published) ProtoReflect() protoreflect.Message {
+	mi := &file_common_wire_wire_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Published.ProtoReflect.Descriptor instead.
+func (*Published) Descriptor() ([]byte, []int) {
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Published) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Published) GetCode() ResultCode {
+	if x != nil {
+		return x.Code
+	}
+	return ResultCode_RESULT_UNSPECIFIED
+}
+
+func (x *Published) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 type EdgeMessage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Body:
@@ -1354,6 +2003,7 @@ type EdgeMessage struct {
 	//	*EdgeMessage_Report
 	//	*EdgeMessage_TokenAsk
 	//	*EdgeMessage_CertificateAsk
+	//	*EdgeMessage_Published
 	Body          isEdgeMessage_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1361,7 +2011,7 @@ type EdgeMessage struct {
 
 func (x *EdgeMessage) Reset() {
 	*x = EdgeMessage{}
-	mi := &file_common_wire_wire_proto_msgTypes[17]
+	mi := &file_common_wire_wire_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1373,7 +2023,7 @@ func (x *EdgeMessage) String() string {
 func (*EdgeMessage) ProtoMessage() {}
 
 func (x *EdgeMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_common_wire_wire_proto_msgTypes[17]
+	mi := &file_common_wire_wire_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1386,7 +2036,7 @@ func (x *EdgeMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeMessage.ProtoReflect.Descriptor instead.
 func (*EdgeMessage) Descriptor() ([]byte, []int) {
-	return file_common_wire_wire_proto_rawDescGZIP(), []int{17}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *EdgeMessage) GetBody() isEdgeMessage_Body {
@@ -1450,6 +2100,15 @@ func (x *EdgeMessage) GetCertificateAsk() *CertificateAsk {
 	return nil
 }
 
+func (x *EdgeMessage) GetPublished() *Published {
+	if x != nil {
+		if x, ok := x.Body.(*EdgeMessage_Published); ok {
+			return x.Published
+		}
+	}
+	return nil
+}
+
 type isEdgeMessage_Body interface {
 	isEdgeMessage_Body()
 }
@@ -1478,6 +2137,10 @@ type EdgeMessage_CertificateAsk struct {
 	CertificateAsk *CertificateAsk `protobuf:"bytes,6,opt,name=certificate_ask,json=certificateAsk,proto3,oneof"`
 }
 
+type EdgeMessage_Published struct {
+	Published *Published `protobuf:"bytes,7,opt,name=published,proto3,oneof"`
+}
+
 func (*EdgeMessage_Hello) isEdgeMessage_Body() {}
 
 func (*EdgeMessage_Inventory) isEdgeMessage_Body() {}
@@ -1489,6 +2152,8 @@ func (*EdgeMessage_Report) isEdgeMessage_Body() {}
 func (*EdgeMessage_TokenAsk) isEdgeMessage_Body() {}
 
 func (*EdgeMessage_CertificateAsk) isEdgeMessage_Body() {}
+
+func (*EdgeMessage_Published) isEdgeMessage_Body() {}
 
 type HubMessage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1503,6 +2168,7 @@ type HubMessage struct {
 	//	*HubMessage_Goodbye
 	//	*HubMessage_CertificateAnswer
 	//	*HubMessage_Claimed
+	//	*HubMessage_Publish
 	Body          isHubMessage_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1510,7 +2176,7 @@ type HubMessage struct {
 
 func (x *HubMessage) Reset() {
 	*x = HubMessage{}
-	mi := &file_common_wire_wire_proto_msgTypes[18]
+	mi := &file_common_wire_wire_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1522,7 +2188,7 @@ func (x *HubMessage) String() string {
 func (*HubMessage) ProtoMessage() {}
 
 func (x *HubMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_common_wire_wire_proto_msgTypes[18]
+	mi := &file_common_wire_wire_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1535,7 +2201,7 @@ func (x *HubMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HubMessage.ProtoReflect.Descriptor instead.
 func (*HubMessage) Descriptor() ([]byte, []int) {
-	return file_common_wire_wire_proto_rawDescGZIP(), []int{18}
+	return file_common_wire_wire_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *HubMessage) GetBody() isHubMessage_Body {
@@ -1626,6 +2292,15 @@ func (x *HubMessage) GetClaimed() *Claimed {
 	return nil
 }
 
+func (x *HubMessage) GetPublish() *Publish {
+	if x != nil {
+		if x, ok := x.Body.(*HubMessage_Publish); ok {
+			return x.Publish
+		}
+	}
+	return nil
+}
+
 type isHubMessage_Body interface {
 	isHubMessage_Body()
 }
@@ -1666,6 +2341,10 @@ type HubMessage_Claimed struct {
 	Claimed *Claimed `protobuf:"bytes,9,opt,name=claimed,proto3,oneof"`
 }
 
+type HubMessage_Publish struct {
+	Publish *Publish `protobuf:"bytes,10,opt,name=publish,proto3,oneof"`
+}
+
 func (*HubMessage_Welcome) isHubMessage_Body() {}
 
 func (*HubMessage_InventoryAsk) isHubMessage_Body() {}
@@ -1684,6 +2363,8 @@ func (*HubMessage_CertificateAnswer) isHubMessage_Body() {}
 
 func (*HubMessage_Claimed) isHubMessage_Body() {}
 
+func (*HubMessage_Publish) isHubMessage_Body() {}
+
 var File_common_wire_wire_proto protoreflect.FileDescriptor
 
 const file_common_wire_wire_proto_rawDesc = "" +
@@ -1697,12 +2378,13 @@ const file_common_wire_wire_proto_rawDesc = "" +
 	"\aversion\x18\x05 \x01(\fR\aversion\"Q\n" +
 	"\x06Object\x12-\n" +
 	"\x03ref\x18\x01 \x01(\v2\x1b.holdfast.wire.v1.ObjectRefR\x03ref\x12\x18\n" +
-	"\apayload\x18\x02 \x01(\fR\apayload\"\x8a\x01\n" +
+	"\apayload\x18\x02 \x01(\fR\apayload\"\xa5\x01\n" +
 	"\x05Hello\x12+\n" +
 	"\x11protocol_versions\x18\x01 \x03(\rR\x10protocolVersions\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x12!\n" +
 	"\fedge_version\x18\x03 \x01(\tR\vedgeVersion\x12\x19\n" +
-	"\bstore_id\x18\x04 \x01(\tR\astoreId\"\xd6\x01\n" +
+	"\bstore_id\x18\x04 \x01(\tR\astoreId\x12\x19\n" +
+	"\bmax_kind\x18\x05 \x01(\rR\amaxKind\"\xd6\x01\n" +
 	"\aWelcome\x12)\n" +
 	"\x10protocol_version\x18\x01 \x01(\rR\x0fprotocolVersion\x12\x18\n" +
 	"\asession\x18\x02 \x01(\tR\asession\x12\x17\n" +
@@ -1769,15 +2451,74 @@ const file_common_wire_wire_proto_rawDesc = "" +
 	"\x0fREASON_SHUTDOWN\x10\x04\x12\x19\n" +
 	"\x15REASON_PROTOCOL_ERROR\x10\x05\x12\x12\n" +
 	"\x0eREASON_REVOKED\x10\x06\x12\x0f\n" +
-	"\vREASON_BUSY\x10\a\"\xea\x02\n" +
+	"\vREASON_BUSY\x10\a\"\xa0\x02\n" +
+	"\fDeviceReport\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
+	"\x03uid\x18\x03 \x01(\tR\x03uid\x12\x14\n" +
+	"\x05state\x18\x04 \x01(\tR\x05state\x12+\n" +
+	"\x12last_heard_unix_ms\x18\x05 \x01(\x03R\x0flastHeardUnixMs\x12/\n" +
+	"\x13observed_generation\x18\x06 \x01(\x03R\x12observedGeneration\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12@\n" +
+	"\n" +
+	"properties\x18\b \x03(\v2 .holdfast.wire.v1.PropertyReportR\n" +
+	"properties\"\x93\x04\n" +
+	"\x0ePropertyReport\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\x12;\n" +
+	"\breported\x18\x03 \x01(\v2\x1f.holdfast.wire.v1.PropertyValueR\breported\x129\n" +
+	"\adesired\x18\x04 \x01(\v2\x1f.holdfast.wire.v1.PropertyValueR\adesired\x12&\n" +
+	"\x0fdesired_by_edge\x18\x05 \x01(\bR\rdesiredByEdge\x12?\n" +
+	"\n" +
+	"overridden\x18\x06 \x01(\v2\x1f.holdfast.wire.v1.PropertyValueR\n" +
+	"overridden\x12;\n" +
+	"\brejected\x18\a \x01(\v2\x1f.holdfast.wire.v1.PropertyValueR\brejected\x12'\n" +
+	"\x0frejected_reason\x18\b \x01(\tR\x0erejectedReason\x12)\n" +
+	"\x10rejected_desired\x18\t \x01(\bR\x0frejectedDesired\x128\n" +
+	"\ahistory\x18\n" +
+	" \x03(\v2\x1e.holdfast.wire.v1.HistoryValueR\ahistory\x12'\n" +
+	"\x0fhistory_dropped\x18\v \x01(\x04R\x0ehistoryDropped\"\xc6\x01\n" +
+	"\rPropertyValue\x12\x14\n" +
+	"\x05value\x18\x01 \x01(\tR\x05value\x12I\n" +
+	"\bmetadata\x18\x02 \x03(\v2-.holdfast.wire.v1.PropertyValue.MetadataEntryR\bmetadata\x12\x17\n" +
+	"\aunix_ms\x18\x03 \x01(\x03R\x06unixMs\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"U\n" +
+	"\fHistoryValue\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\x12\x17\n" +
+	"\aunix_ms\x18\x03 \x01(\x03R\x06unixMs\"\xcc\x01\n" +
+	"\x0eRoutedMessages\x12'\n" +
+	"\x0froute_namespace\x18\x01 \x01(\tR\x0erouteNamespace\x12\x1d\n" +
+	"\n" +
+	"route_name\x18\x02 \x01(\tR\trouteName\x12\x1b\n" +
+	"\troute_uid\x18\x03 \x01(\tR\brouteUid\x12;\n" +
+	"\bmessages\x18\x04 \x03(\v2\x1f.holdfast.wire.v1.RoutedMessageR\bmessages\x12\x18\n" +
+	"\adropped\x18\x05 \x01(\x04R\adropped\"p\n" +
+	"\rRoutedMessage\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x14\n" +
+	"\x05topic\x18\x02 \x01(\tR\x05topic\x12\x18\n" +
+	"\apayload\x18\x03 \x01(\fR\apayload\x12\x17\n" +
+	"\aunix_ms\x18\x04 \x01(\x03R\x06unixMs\"f\n" +
+	"\aPublish\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1b\n" +
+	"\troute_uid\x18\x02 \x01(\tR\brouteUid\x12\x14\n" +
+	"\x05topic\x18\x03 \x01(\tR\x05topic\x12\x18\n" +
+	"\apayload\x18\x04 \x01(\fR\apayload\"g\n" +
+	"\tPublished\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x120\n" +
+	"\x04code\x18\x02 \x01(\x0e2\x1c.holdfast.wire.v1.ResultCodeR\x04code\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\xa7\x03\n" +
 	"\vEdgeMessage\x12/\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.holdfast.wire.v1.HelloH\x00R\x05hello\x12;\n" +
 	"\tinventory\x18\x02 \x01(\v2\x1b.holdfast.wire.v1.InventoryH\x00R\tinventory\x12)\n" +
 	"\x03ack\x18\x03 \x01(\v2\x15.holdfast.wire.v1.AckH\x00R\x03ack\x122\n" +
 	"\x06report\x18\x04 \x01(\v2\x18.holdfast.wire.v1.ReportH\x00R\x06report\x129\n" +
 	"\ttoken_ask\x18\x05 \x01(\v2\x1a.holdfast.wire.v1.TokenAskH\x00R\btokenAsk\x12K\n" +
-	"\x0fcertificate_ask\x18\x06 \x01(\v2 .holdfast.wire.v1.CertificateAskH\x00R\x0ecertificateAskB\x06\n" +
-	"\x04body\"\xcc\x04\n" +
+	"\x0fcertificate_ask\x18\x06 \x01(\v2 .holdfast.wire.v1.CertificateAskH\x00R\x0ecertificateAsk\x12;\n" +
+	"\tpublished\x18\a \x01(\v2\x1b.holdfast.wire.v1.PublishedH\x00R\tpublishedB\x06\n" +
+	"\x04body\"\x83\x05\n" +
 	"\n" +
 	"HubMessage\x125\n" +
 	"\awelcome\x18\x01 \x01(\v2\x19.holdfast.wire.v1.WelcomeH\x00R\awelcome\x12E\n" +
@@ -1788,21 +2529,29 @@ const file_common_wire_wire_proto_rawDesc = "" +
 	"\ftoken_answer\x18\x06 \x01(\v2\x1d.holdfast.wire.v1.TokenAnswerH\x00R\vtokenAnswer\x125\n" +
 	"\agoodbye\x18\a \x01(\v2\x19.holdfast.wire.v1.GoodbyeH\x00R\agoodbye\x12T\n" +
 	"\x12certificate_answer\x18\b \x01(\v2#.holdfast.wire.v1.CertificateAnswerH\x00R\x11certificateAnswer\x125\n" +
-	"\aclaimed\x18\t \x01(\v2\x19.holdfast.wire.v1.ClaimedH\x00R\aclaimedB\x06\n" +
-	"\x04body*_\n" +
+	"\aclaimed\x18\t \x01(\v2\x19.holdfast.wire.v1.ClaimedH\x00R\aclaimed\x125\n" +
+	"\apublish\x18\n" +
+	" \x01(\v2\x19.holdfast.wire.v1.PublishH\x00R\apublishB\x06\n" +
+	"\x04body*\x97\x01\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\f\n" +
 	"\bKIND_POD\x10\x01\x12\x13\n" +
 	"\x0fKIND_CONFIG_MAP\x10\x02\x12\x0f\n" +
 	"\vKIND_SECRET\x10\x03\x12\r\n" +
-	"\tKIND_NODE\x10\x04*s\n" +
+	"\tKIND_NODE\x10\x04\x12\x15\n" +
+	"\x11KIND_DEVICE_MODEL\x10\x05\x12\x0f\n" +
+	"\vKIND_DEVICE\x10\x06\x12\x0e\n" +
+	"\n" +
+	"KIND_ROUTE\x10\a*\x9b\x01\n" +
 	"\n" +
 	"ReportKind\x12\x16\n" +
 	"\x12REPORT_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vREPORT_NODE\x10\x01\x12\x15\n" +
 	"\x11REPORT_POD_STATUS\x10\x02\x12\x13\n" +
 	"\x0fREPORT_POD_GONE\x10\x03\x12\x10\n" +
-	"\fREPORT_EVENT\x10\x04*`\n" +
+	"\fREPORT_EVENT\x10\x04\x12\x11\n" +
+	"\rREPORT_DEVICE\x10\x05\x12\x13\n" +
+	"\x0fREPORT_MESSAGES\x10\x06*`\n" +
 	"\n" +
 	"ResultCode\x12\x16\n" +
 	"\x12RESULT_UNSPECIFIED\x10\x00\x12\x13\n" +
@@ -1823,7 +2572,7 @@ func file_common_wire_wire_proto_rawDescGZIP() []byte {
 }
 
 var file_common_wire_wire_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_common_wire_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_common_wire_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_common_wire_wire_proto_goTypes = []any{
 	(Kind)(0),                 // 0: holdfast.wire.v1.Kind
 	(ReportKind)(0),           // 1: holdfast.wire.v1.ReportKind
@@ -1846,8 +2595,17 @@ var file_common_wire_wire_proto_goTypes = []any{
 	(*CertificateAsk)(nil),    // 18: holdfast.wire.v1.CertificateAsk
 	(*CertificateAnswer)(nil), // 19: holdfast.wire.v1.CertificateAnswer
 	(*Goodbye)(nil),           // 20: holdfast.wire.v1.Goodbye
-	(*EdgeMessage)(nil),       // 21: holdfast.wire.v1.EdgeMessage
-	(*HubMessage)(nil),        // 22: holdfast.wire.v1.HubMessage
+	(*DeviceReport)(nil),      // 21: holdfast.wire.v1.DeviceReport
+	(*PropertyReport)(nil),    // 22: holdfast.wire.v1.PropertyReport
+	(*PropertyValue)(nil),     // 23: holdfast.wire.v1.PropertyValue
+	(*HistoryValue)(nil),      // 24: holdfast.wire.v1.HistoryValue
+	(*RoutedMessages)(nil),    // 25: holdfast.wire.v1.RoutedMessages
+	(*RoutedMessage)(nil),     // 26: holdfast.wire.v1.RoutedMessage
+	(*Publish)(nil),           // 27: holdfast.wire.v1.Publish
+	(*Published)(nil),         // 28: holdfast.wire.v1.Published
+	(*EdgeMessage)(nil),       // 29: holdfast.wire.v1.EdgeMessage
+	(*HubMessage)(nil),        // 30: holdfast.wire.v1.HubMessage
+	nil,                       // 31: holdfast.wire.v1.PropertyValue.MetadataEntry
 }
 var file_common_wire_wire_proto_depIdxs = []int32{
 	0,  // 0: holdfast.wire.v1.ObjectRef.kind:type_name -> holdfast.wire.v1.Kind
@@ -1860,26 +2618,37 @@ var file_common_wire_wire_proto_depIdxs = []int32{
 	2,  // 7: holdfast.wire.v1.TokenAnswer.code:type_name -> holdfast.wire.v1.ResultCode
 	2,  // 8: holdfast.wire.v1.CertificateAnswer.code:type_name -> holdfast.wire.v1.ResultCode
 	3,  // 9: holdfast.wire.v1.Goodbye.reason:type_name -> holdfast.wire.v1.Goodbye.Reason
-	6,  // 10: holdfast.wire.v1.EdgeMessage.hello:type_name -> holdfast.wire.v1.Hello
-	10, // 11: holdfast.wire.v1.EdgeMessage.inventory:type_name -> holdfast.wire.v1.Inventory
-	12, // 12: holdfast.wire.v1.EdgeMessage.ack:type_name -> holdfast.wire.v1.Ack
-	14, // 13: holdfast.wire.v1.EdgeMessage.report:type_name -> holdfast.wire.v1.Report
-	16, // 14: holdfast.wire.v1.EdgeMessage.token_ask:type_name -> holdfast.wire.v1.TokenAsk
-	18, // 15: holdfast.wire.v1.EdgeMessage.certificate_ask:type_name -> holdfast.wire.v1.CertificateAsk
-	7,  // 16: holdfast.wire.v1.HubMessage.welcome:type_name -> holdfast.wire.v1.Welcome
-	9,  // 17: holdfast.wire.v1.HubMessage.inventory_ask:type_name -> holdfast.wire.v1.InventoryAsk
-	11, // 18: holdfast.wire.v1.HubMessage.changes:type_name -> holdfast.wire.v1.Changes
-	13, // 19: holdfast.wire.v1.HubMessage.synced:type_name -> holdfast.wire.v1.Synced
-	15, // 20: holdfast.wire.v1.HubMessage.report_result:type_name -> holdfast.wire.v1.ReportResult
-	17, // 21: holdfast.wire.v1.HubMessage.token_answer:type_name -> holdfast.wire.v1.TokenAnswer
-	20, // 22: holdfast.wire.v1.HubMessage.goodbye:type_name -> holdfast.wire.v1.Goodbye
-	19, // 23: holdfast.wire.v1.HubMessage.certificate_answer:type_name -> holdfast.wire.v1.CertificateAnswer
-	8,  // 24: holdfast.wire.v1.HubMessage.claimed:type_name -> holdfast.wire.v1.Claimed
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	22, // 10: holdfast.wire.v1.DeviceReport.properties:type_name -> holdfast.wire.v1.PropertyReport
+	23, // 11: holdfast.wire.v1.PropertyReport.reported:type_name -> holdfast.wire.v1.PropertyValue
+	23, // 12: holdfast.wire.v1.PropertyReport.desired:type_name -> holdfast.wire.v1.PropertyValue
+	23, // 13: holdfast.wire.v1.PropertyReport.overridden:type_name -> holdfast.wire.v1.PropertyValue
+	23, // 14: holdfast.wire.v1.PropertyReport.rejected:type_name -> holdfast.wire.v1.PropertyValue
+	24, // 15: holdfast.wire.v1.PropertyReport.history:type_name -> holdfast.wire.v1.HistoryValue
+	31, // 16: holdfast.wire.v1.PropertyValue.metadata:type_name -> holdfast.wire.v1.PropertyValue.MetadataEntry
+	26, // 17: holdfast.wire.v1.RoutedMessages.messages:type_name -> holdfast.wire.v1.RoutedMessage
+	2,  // 18: holdfast.wire.v1.Published.code:type_name -> holdfast.wire.v1.ResultCode
+	6,  // 19: holdfast.wire.v1.EdgeMessage.hello:type_name -> holdfast.wire.v1.Hello
+	10, // 20: holdfast.wire.v1.EdgeMessage.inventory:type_name -> holdfast.wire.v1.Inventory
+	12, // 21: holdfast.wire.v1.EdgeMessage.ack:type_name -> holdfast.wire.v1.Ack
+	14, // 22: holdfast.wire.v1.EdgeMessage.report:type_name -> holdfast.wire.v1.Report
+	16, // 23: holdfast.wire.v1.EdgeMessage.token_ask:type_name -> holdfast.wire.v1.TokenAsk
+	18, // 24: holdfast.wire.v1.EdgeMessage.certificate_ask:type_name -> holdfast.wire.v1.CertificateAsk
+	28, // 25: holdfast.wire.v1.EdgeMessage.published:type_name -> holdfast.wire.v1.Published
+	7,  // 26: holdfast.wire.v1.HubMessage.welcome:type_name -> holdfast.wire.v1.Welcome
+	9,  // 27: holdfast.wire.v1.HubMessage.inventory_ask:type_name -> holdfast.wire.v1.InventoryAsk
+	11, // 28: holdfast.wire.v1.HubMessage.changes:type_name -> holdfast.wire.v1.Changes
+	13, // 29: holdfast.wire.v1.HubMessage.synced:type_name -> holdfast.wire.v1.Synced
+	15, // 30: holdfast.wire.v1.HubMessage.report_result:type_name -> holdfast.wire.v1.ReportResult
+	17, // 31: holdfast.wire.v1.HubMessage.token_answer:type_name -> holdfast.wire.v1.TokenAnswer
+	20, // 32: holdfast.wire.v1.HubMessage.goodbye:type_name -> holdfast.wire.v1.Goodbye
+	19, // 33: holdfast.wire.v1.HubMessage.certificate_answer:type_name -> holdfast.wire.v1.CertificateAnswer
+	8,  // 34: holdfast.wire.v1.HubMessage.claimed:type_name -> holdfast.wire.v1.Claimed
+	27, // 35: holdfast.wire.v1.HubMessage.publish:type_name -> holdfast.wire.v1.Publish
+	36, // [36:36] is the sub-list for method output_type
+	36, // [36:36] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_common_wire_wire_proto_init() }
@@ -1887,15 +2656,16 @@ func file_common_wire_wire_proto_init() {
 	if File_common_wire_wire_proto != nil {
 		return
 	}
-	file_common_wire_wire_proto_msgTypes[17].OneofWrappers = []any{
+	file_common_wire_wire_proto_msgTypes[25].OneofWrappers = []any{
 		(*EdgeMessage_Hello)(nil),
 		(*EdgeMessage_Inventory)(nil),
 		(*EdgeMessage_Ack)(nil),
 		(*EdgeMessage_Report)(nil),
 		(*EdgeMessage_TokenAsk)(nil),
 		(*EdgeMessage_CertificateAsk)(nil),
+		(*EdgeMessage_Published)(nil),
 	}
-	file_common_wire_wire_proto_msgTypes[18].OneofWrappers = []any{
+	file_common_wire_wire_proto_msgTypes[26].OneofWrappers = []any{
 		(*HubMessage_Welcome)(nil),
 		(*HubMessage_InventoryAsk)(nil),
 		(*HubMessage_Changes)(nil),
@@ -1905,6 +2675,7 @@ func file_common_wire_wire_proto_init() {
 		(*HubMessage_Goodbye)(nil),
 		(*HubMessage_CertificateAnswer)(nil),
 		(*HubMessage_Claimed)(nil),
+		(*HubMessage_Publish)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1912,7 +2683,7 @@ func file_common_wire_wire_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_common_wire_wire_proto_rawDesc), len(file_common_wire_wire_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   19,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
