@@ -109,6 +109,14 @@ const (
 	StateUnknown DeviceState = "unknown"
 )
 
+// Reasons that the cloud gives.
+const (
+	// ReasonNodeUnreachable: the node of the device is not Ready.
+	ReasonNodeUnreachable = "NodeUnreachable"
+	// ReasonNoNode: no edge node that is Ready matches the device's nodeSelector.
+	ReasonNoNode = "NoMatchingNode"
+)
+
 // DeviceStatus is what the node said last.
 type DeviceStatus struct {
 	Twins []Twin      `json:"twins,omitempty"`
@@ -122,6 +130,10 @@ type DeviceStatus struct {
 	// Reason says what stands in the way of the device as a whole, such as a model
 	// that is missing.
 	Reason string `json:"reason,omitempty"`
+	// ReportedState and ReportedReason are what the node said last, while State is
+	// unknown because the node cannot be heard (ReasonNodeUnreachable).
+	ReportedState  DeviceState `json:"reportedState,omitempty"`
+	ReportedReason string      `json:"reportedReason,omitempty"`
 	// Writer is for hubs; see keps/0014-devices.md.
 	Writer *StatusWriter `json:"writer,omitempty"`
 }
