@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
 
@@ -137,6 +138,33 @@ func (s *Store) Secret(ctx context.Context, namespace, name string) (*corev1.Sec
 func (s *Store) Node(ctx context.Context) (*corev1.Node, error) {
 	node := new(corev1.Node)
 	return node, s.object(ctx, node, "node object", "kind = ?", int32(wire.Kind_KIND_NODE))
+}
+
+// Payloads calls each with every stored object of a kind, in no particular order.
+func (s *Store) Payloads(ctx context.Context, kind wire.Kind, each func(ref *wire.ObjectRef, payload []byte)) error {
+	var rows []objectRow
+	if err := s.read(ctx).Where("kind = ?", int32(kind)).Find(&rows).Error; err != nil {
+		return fmt.Errorf("list the stored objects of kind %s: %w", kind, s.explain(err))
+	}
+	for _, r := range rows {
+		each(&wire.ObjectRef{Kind: kind, Namespace: r.Namespace, Name: r.Name, Uid: r.UID, Version: r.Version}, r.Payload)
+	}
+	return nil
+}
+
+// Decode reads one stored object that travels as JSON, or returns ErrNotFound.
+func (s *Store) Decode(ctx context.Context, kind wire.Kind, uid string, into any) error {
+	var rows []objectRow
+	if err := s.read(ctx).Where("kind = ? AND uid = ?", int32(kind), uid).Limit(1).Find(&rows).Error; err != nil {
+		return fmt.Errorf("read the object of kind %s with uid %s: %w", kind, uid, s.explain(err))
+	}
+	if len(rows) == 0 {
+		return fmt.Errorf("object of kind %s with uid %s: %w", kind, uid, ErrNotFound)
+	}
+	if err := json.Unmarshal(rows[0].Payload, into); err != nil {
+		return fmt.Errorf("decode the stored object of kind %s, %s/%s: %w", kind, rows[0].Namespace, rows[0].Name, err)
+	}
+	return nil
 }
 
 func (s *Store) named(ctx context.Context, into message, kind wire.Kind, what, namespace, name string) error {

@@ -91,6 +91,17 @@ func migrations() []migration {
 		}},
 		// A status replaces its predecessor without a look at every waiting event.
 		{version: 2, sql: []string{`CREATE INDEX outbox_by_key ON outbox (key, kind)`}},
+		// Devices and routed messages; see twins.go and messages.go.
+		{version: 3, sql: []string{
+			`CREATE TABLE twin_devices (id INTEGER PRIMARY KEY, uid TEXT NOT NULL UNIQUE)`,
+			`CREATE TABLE twin_rows (device INTEGER NOT NULL, part TEXT NOT NULL, data BLOB NOT NULL, PRIMARY KEY (device, part)) WITHOUT ROWID`,
+			`CREATE TABLE twin_log (seq INTEGER PRIMARY KEY, device INTEGER NOT NULL, part TEXT NOT NULL, data BLOB NOT NULL)`,
+			`CREATE TABLE twin_values (
+				id INTEGER PRIMARY KEY AUTOINCREMENT, device INTEGER NOT NULL, property TEXT NOT NULL, number INTEGER NOT NULL, value TEXT NOT NULL, at INTEGER NOT NULL)`,
+			`CREATE TABLE messages (
+				number INTEGER PRIMARY KEY AUTOINCREMENT, route TEXT NOT NULL, topic TEXT NOT NULL, payload BLOB NOT NULL, at INTEGER NOT NULL)`,
+			`CREATE TABLE routes (uid TEXT PRIMARY KEY, dropped INTEGER NOT NULL)`,
+		}},
 	}
 }
 

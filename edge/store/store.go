@@ -68,6 +68,8 @@ type Store struct {
 	subMu sync.Mutex
 	subs  map[*subscription]struct{}
 
+	twins twinWrites // of whoever calls PutTwins, one at a time
+
 	writes    chan writeRequest
 	closeOnce sync.Once
 	closed    chan struct{} // Close was called
@@ -198,7 +200,7 @@ func (s *Store) load() error {
 	if _, err := fmt.Sscan(string(dropped), &n); err == nil {
 		s.dropped.Store(n)
 	}
-	return nil
+	return s.loadTwins()
 }
 
 // Close writes everything into the one file and closes it.
