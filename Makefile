@@ -66,8 +66,9 @@ lint: ## gofmt, go vet and staticcheck
 	go vet $(ROOMS)
 	go run $(STATICCHECK) $(ROOMS)
 
-generate: ## make common/wire/wire.pb.go anew from wire.proto (needs protoc and protoc-gen-go)
+generate: ## make the .pb.go files anew (needs protoc, libprotobuf-dev, protoc-gen-go and protoc-gen-go-grpc)
 	protoc --go_out=. --go_opt=paths=source_relative common/wire/wire.proto
+	protoc --go_out=. --go_opt=paths=source_relative --go-grpc_out=. --go-grpc_opt=paths=source_relative common/dmi/dmi.proto
 
 clean: ## remove what was built
 	rm -rf $(OUTPUT) build/controlplane/_output

@@ -22,6 +22,7 @@ const (
 func exceptions() map[string]string {
 	return map[string]string{
 		"common/wire/wire.pb.go":                             "generated from wire.proto",
+		"common/dmi/dmi.pb.go":                               "generated from dmi.proto",
 		"tests/e2e/pods_test.go:TestPodsUseWhatTheAPIOffers": "one short subtest a feature of the pod API, on one node",
 	}
 }
