@@ -385,7 +385,7 @@ func (w *worker) finish() {
 	for id := range w.probing {
 		w.m.probes.Remove(id)
 	}
-	w.m.events.forget(w.uid)
+	w.m.events.Forget(w.uid)
 	w.log.Info("pod is gone")
 	w.stopTimer()
 	w.mu.Lock()

@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/holdfast-edge/holdfast/common/wire"
+	"github.com/holdfast-edge/holdfast/edge/event"
 	"github.com/holdfast-edge/holdfast/edge/probe"
 	"github.com/holdfast-edge/holdfast/edge/runtime"
 	"github.com/holdfast-edge/holdfast/edge/store"
@@ -84,7 +85,7 @@ type Manager struct {
 	rooms  *semaphore.Weighted // for pods whose volumes are made ready
 	starts gate
 	images *images
-	events *events
+	events events
 	probes *probe.Prober
 	fields fieldTable
 	ctx    context.Context // of Run: what workers do ends with it
@@ -130,7 +131,7 @@ func New(o Options) (*Manager, error) {
 		resyncs: make(chan struct{}, 1),
 	}
 	m.images = newImages(o.Runtime, o.Clock)
-	m.events = newEvents(o.Store, o.Clock, o.NodeName, o.Log, m.starts.quiet)
+	m.events = events{event.New(o.Store, o.Clock, o.NodeName, o.Log, m.starts.quiet)}
 	m.probes = probe.New(probe.Options{
 		Exec: func(ctx context.Context, id string, cmd []string, timeout time.Duration) (int32, string, error) {
 			r, err := o.Runtime.Exec(ctx, id, cmd, timeout)
@@ -155,7 +156,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	m.tasks.Add(1)
 	go func() { defer m.tasks.Done(); m.probes.Run(ctx) }()
 	m.tasks.Add(1)
-	go func() { defer m.tasks.Done(); m.events.serve(ctx) }()
+	go func() { defer m.tasks.Done(); m.events.Run(ctx) }()
 	exits := m.o.Runtime.Events(ctx)
 
 	if err := m.begin(ctx); err != nil {
