@@ -36,14 +36,19 @@ func With(ctx context.Context, node string) context.Context {
 // that its context names. One client, and one connection pool, serves
 // thousands of nodes; a client for each would cost memory for each.
 func NewClient(config *rest.Config) (kubernetes.Interface, error) {
-	c := rest.CopyConfig(config)
-	c.Impersonate = rest.ImpersonationConfig{}
-	c.Wrap(func(next http.RoundTripper) http.RoundTripper { return &impersonator{next} })
-	client, err := kubernetes.NewForConfig(c)
+	client, err := kubernetes.NewForConfig(Config(config))
 	if err != nil {
 		return nil, fmt.Errorf("make the client that acts as nodes: %w", err)
 	}
 	return client, nil
+}
+
+// Config is the config of such a client, for clients of another kind.
+func Config(config *rest.Config) *rest.Config {
+	c := rest.CopyConfig(config)
+	c.Impersonate = rest.ImpersonationConfig{}
+	c.Wrap(func(next http.RoundTripper) http.RoundTripper { return &impersonator{next} })
+	return c
 }
 
 type impersonator struct{ next http.RoundTripper }

@@ -64,6 +64,7 @@ const (
 type Delivery struct {
 	phase  phase
 	digest []byte         // of the Hello
+	knows  wire.Kind      // the highest kind that the edge takes
 	want   *roster.Wanted // nil: not known yet
 	have   roster.Held    // what the edge holds once it has applied all that was sent
 	gone   map[roster.ID]bool
@@ -74,9 +75,19 @@ type Delivery struct {
 	items  []*wire.ObjectRef
 }
 
-// New is a delivery to an edge whose Hello had that digest.
+// New is a delivery to an edge whose Hello had that digest, and which knows the
+// kinds of an edge that does not say which it knows.
 func New(digest []byte) *Delivery {
-	return &Delivery{digest: digest, gone: make(map[roster.ID]bool)}
+	return &Delivery{digest: digest, knows: wire.Kind_KIND_NODE, gone: make(map[roster.ID]bool)}
+}
+
+// Knows says which is the highest kind that the edge knows, as its Hello has it; 0
+// for none that it mentions. It is for use before anything else.
+func (d *Delivery) Knows(highest uint32) {
+	d.knows = wire.Kind(min(highest, uint32(wire.KindMax)))
+	if highest == 0 {
+		d.knows = wire.Kind_KIND_NODE
+	}
 }
 
 // Welcome opens the delivery and returns whether the edge is in sync. It may be
@@ -95,6 +106,7 @@ func (d *Delivery) Welcome() (inSync bool) {
 
 // Wanted replaces what the edge must hold.
 func (d *Delivery) Wanted(w *roster.Wanted) {
+	w = w.UpTo(d.knows)
 	d.want = w
 	for id := range d.gone {
 		if w.Items[id] != nil {

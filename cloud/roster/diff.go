@@ -1,6 +1,7 @@
 package roster
 
 import (
+	"maps"
 	"slices"
 
 	"github.com/holdfast-edge/holdfast/common/wire"
@@ -18,10 +19,32 @@ type Wanted struct {
 	// Held are pods that wait a little for what they refer to: they are not
 	// sent to a node that does not hold them yet, and deleted from none.
 	Held map[ID]bool
+	// DevicesUnknown says that nothing is known of the kinds of devices.holdfast.io:
+	// whatever the node holds of them stays. It is not a lack that anything else
+	// waits for.
+	DevicesUnknown bool
 }
 
 // Complete says that nothing is unknown.
 func (w *Wanted) Complete() bool { return len(w.Unknown) == 0 && len(w.Held) == 0 }
+
+// UpTo is w without what a node that knows kinds up to highest only cannot take.
+// What such a node holds of it all the same stays.
+func (w *Wanted) UpTo(highest wire.Kind) *Wanted {
+	if highest >= wire.KindMax {
+		return w
+	}
+	out := *w
+	out.DevicesUnknown = true
+	for id := range w.Items {
+		if id.Kind > highest {
+			out.Items = maps.Clone(w.Items)
+			maps.DeleteFunc(out.Items, func(id ID, _ *Item) bool { return id.Kind > highest })
+			break
+		}
+	}
+	return &out
+}
 
 // Matches says that the digest is one of a node which needs nothing: it holds
 // all items, with or without the pods that have ended.
@@ -67,10 +90,10 @@ func (h Held) Digest() []byte {
 
 // Change is what brings a node from what it holds to what is wanted.
 type Change struct {
-	// Upserts come in the order of sending: ConfigMaps, Secrets and the Node
-	// before the pods, so that a pod finds what it refers to.
+	// Upserts come in the order of sending: ConfigMaps, Secrets and the Node before
+	// the pods, models before devices, so that each finds what it refers to.
 	Upserts []*Item
-	// Deletes come in the order of sending: pods first.
+	// Deletes come in the order of sending: pods and devices first.
 	Deletes []*wire.ObjectRef
 	// Unconfirmed are pods that the node holds and that nobody wants, as far as
 	// caches know. A live read must confirm each (gone, or another uid) before
@@ -105,6 +128,10 @@ func Diff(want *Wanted, have Held, gone map[ID]bool) Change {
 			c.Deletes = append(c.Deletes, withoutVersion(ref))
 		case id.Kind == wire.Kind_KIND_POD:
 			c.Unconfirmed = append(c.Unconfirmed, ref)
+		case ofDevices(id.Kind):
+			if !want.DevicesUnknown {
+				c.Deletes = append(c.Deletes, withoutVersion(ref))
+			}
 		case !want.Unknown[KeyOf(ref)]:
 			others = append(others, withoutVersion(ref))
 		}
@@ -118,12 +145,17 @@ func Diff(want *Wanted, have Held, gone map[ID]bool) Change {
 	return c
 }
 
-// rank puts what pods need before pods.
+// rank puts what pods and devices need before them.
 func rank(k wire.Kind) int {
-	if k == wire.Kind_KIND_POD {
+	if k == wire.Kind_KIND_POD || k == wire.Kind_KIND_DEVICE {
 		return 1
 	}
 	return 0
+}
+
+// ofDevices says that a kind is of devices.holdfast.io. No pod refers to one.
+func ofDevices(k wire.Kind) bool {
+	return k == wire.Kind_KIND_DEVICE_MODEL || k == wire.Kind_KIND_DEVICE || k == wire.Kind_KIND_ROUTE
 }
 
 func inOrder(a, b *wire.ObjectRef, rank func(wire.Kind) int) int {

@@ -68,6 +68,12 @@ func (k Key) String() string {
 		kind = "pod"
 	case wire.Kind_KIND_NODE:
 		kind = "node"
+	case wire.Kind_KIND_DEVICE_MODEL:
+		kind = "devicemodel"
+	case wire.Kind_KIND_DEVICE:
+		kind = "device"
+	case wire.Kind_KIND_ROUTE:
+		kind = "route"
 	}
 	return kind + " " + k.Namespace + "/" + k.Name
 }

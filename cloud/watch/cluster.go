@@ -1,5 +1,6 @@
-// Package watch follows the apiserver: pods that are bound to nodes, nodes, and
-// the versions of ConfigMaps and Secrets. It owns one watch of each for all nodes
+// Package watch follows the apiserver: pods that are bound to nodes, nodes,
+// devices with their models and routes, and the versions of ConfigMaps and
+// Secrets. It owns one watch of each for all nodes
 // of this hub, keeps only what belongs to nodes that somebody follows
 // (keps/0012-cost-at-the-apiserver.md), tells a follower when something of its
 // node has changed, and works out what that node must hold (with cloud/roster),
@@ -26,7 +27,9 @@ import (
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/holdfast-edge/holdfast/cloud/crd"
 	"github.com/holdfast-edge/holdfast/cloud/roster"
+	"github.com/holdfast-edge/holdfast/common/api/devices/v1beta1"
 	"github.com/holdfast-edge/holdfast/common/wire"
 )
 
@@ -35,6 +38,7 @@ type Options struct {
 	Client   kubernetes.Interface // cloudcore's own identity
 	AsNode   kubernetes.Interface // acts as the node of the context (cloud/asnode)
 	Metadata metadata.Interface   // cloudcore's own identity
+	Devices  *crd.Client          // cloudcore's own identity; nil: nothing is known of devices
 	Log      *slog.Logger
 }
 
@@ -46,12 +50,15 @@ type Cluster struct {
 	nodes          *shelved[keptNode]
 	configMaps     *marks
 	secrets        *marks
+	devices        *devices // nil: nothing is known of them
 	streams        []*stream
 	acquired       chan struct{} // one slot for each read that may run at a time
 	loads, reads   atomic.Uint64
 
 	onPod  []func(*corev1.Pod) // set before Run
 	onNode []func(n *corev1.Node, gone bool)
+
+	onDevice []func(*v1beta1.Device)
 
 	mu        sync.Mutex
 	followers map[string][]chan struct{}
@@ -84,6 +91,9 @@ func New(o Options) (*Cluster, error) {
 	c.pods.tide, c.nodes.tide = newTide(c.pods.stream.source), newTide(c.nodes.stream.source)
 	c.follow("configmaps", metadataSource(o.Metadata, "configmaps"), c.configMaps)
 	c.follow("secrets", metadataSource(o.Metadata, "secrets"), c.secrets)
+	if o.Devices != nil {
+		c.followDevices(o.Devices)
+	}
 	return c, nil
 }
 
@@ -250,6 +260,9 @@ func (c *Cluster) Follow(node string) (changed <-chan struct{}, stop func()) {
 	if len(c.followers[node]) == 0 {
 		c.pods.follow(node)
 		c.nodes.follow(node)
+		if c.devices != nil {
+			c.devices.shelf.follow(node)
+		}
 	}
 	c.followers[node] = append(c.followers[node], ch)
 	return ch, sync.OnceFunc(func() { c.unfollow(node, ch) })
@@ -272,6 +285,9 @@ func (c *Cluster) unfollow(node string, ch chan struct{}) {
 	c.nodes.drop(node)
 	c.configMaps.drop(node)
 	c.secrets.drop(node)
+	if c.devices != nil {
+		c.devices.shelf.drop(node)
+	}
 }
 
 // refer marks what a followed node refers to, and returns what was last seen of

@@ -30,14 +30,16 @@ type tide struct {
 type flight struct {
 	done      chan struct{}
 	version   string
+	empty     bool // there was no object at all
 	err       error
 	cancelled bool // by the one who asked, not by the apiserver
 }
 
 func newTide(from source) *tide { return &tide{from: from, turn: make(chan struct{}, 1)} }
 
-// now returns a version of the cluster as of a moment after the call.
-func (t *tide) now(ctx context.Context) (string, error) {
+// now returns a version of the cluster as of a moment after the call, and whether
+// it had no object at all then.
+func (t *tide) now(ctx context.Context) (version string, empty bool, err error) {
 	for {
 		f, first := t.join()
 		if first {
@@ -48,9 +50,9 @@ func (t *tide) now(ctx context.Context) (string, error) {
 			if f.cancelled && ctx.Err() == nil {
 				continue
 			}
-			return f.version, f.err
+			return f.version, f.empty, f.err
 		case <-ctx.Done():
-			return "", context.Cause(ctx)
+			return "", false, context.Cause(ctx)
 		}
 	}
 }
@@ -76,7 +78,7 @@ func (t *tide) ask(ctx context.Context, f *flight) {
 	t.waiting = nil
 	t.mu.Unlock()
 	var total int64
-	if f.version, total, f.err = position(ctx, t.from); f.err == nil && total > 0 {
+	if f.version, total, f.empty, f.err = position(ctx, t.from); f.err == nil && total > 0 {
 		t.total.Store(total)
 	}
 	f.cancelled = ctx.Err() != nil
@@ -137,7 +139,7 @@ func (s *shelved[T]) load(ctx context.Context, node string) error {
 // list waits for its turn and lists one node's objects. When too many wait, one
 // of them lists for all.
 func (s *shelved[T]) list(ctx context.Context, node string) (version string, objects map[string]entry[T], err error) {
-	at, err := s.tide.now(ctx)
+	at, empty, err := s.tide.now(ctx)
 	if err != nil {
 		return "", nil, err
 	}
@@ -145,6 +147,9 @@ func (s *shelved[T]) list(ctx context.Context, node string) (version string, obj
 		// What was told before is not there any more.
 		s.stream.again()
 		return "", nil, errRestored
+	}
+	if empty {
+		return at, make(map[string]entry[T]), nil
 	}
 	a := &ask[T]{node: node, done: make(chan struct{})}
 	if s.join(a) {
@@ -275,12 +280,14 @@ func (s *shelved[T]) listFor(ctx context.Context, all map[*ask[T]]struct{}) {
 // bulkTimeout bounds a list of everything for many nodes.
 const bulkTimeout = 2 * time.Minute
 
-// load makes sure that a followed node's pods and Node are known.
-func (c *Cluster) load(ctx context.Context, node string) error {
+// load makes sure that a followed node's pods and Node are known, and its devices,
+// without which the rest is of use.
+func (c *Cluster) load(ctx context.Context, node string) (devices, err error) {
 	var pods, own error
-	var both sync.WaitGroup
-	both.Go(func() { pods = c.pods.load(ctx, node) })
+	var all sync.WaitGroup
+	all.Go(func() { pods = c.pods.load(ctx, node) })
+	all.Go(func() { devices = c.loadDevices(ctx, node) })
 	own = c.nodes.load(ctx, node)
-	both.Wait()
-	return errors.Join(pods, own)
+	all.Wait()
+	return devices, errors.Join(pods, own)
 }

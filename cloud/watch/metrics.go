@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/holdfast-edge/holdfast/cloud/crd"
 	"github.com/holdfast-edge/holdfast/common/metrics"
 )
 
@@ -14,7 +15,12 @@ func (c *Cluster) WriteMetrics(w io.Writer) {
 	_, _, nodes := c.nodes.size()
 	metrics.WriteGaugeUint64(w, "holdfast_hub_watch_followed_nodes", uint64(followed))
 	metrics.WriteGaugeUint64(w, "holdfast_hub_watch_known_nodes", uint64(known))
-	for kind, n := range map[string]int{"pods": pods, "nodes": nodes, "configmaps": c.configMaps.size(), "secrets": c.secrets.size()} {
+	held := map[string]int{"pods": pods, "nodes": nodes, "configmaps": c.configMaps.size(), "secrets": c.secrets.size()}
+	if d := c.devices; d != nil {
+		_, _, held[crd.Devices] = d.shelf.size()
+		held[crd.Models], held[crd.Routes] = d.models.size(), d.routes.size()
+	}
+	for kind, n := range held {
 		metrics.WriteGaugeUint64(w, fmt.Sprintf("holdfast_hub_watch_objects{kind=%q}", kind), uint64(n))
 	}
 	metrics.WriteCounterUint64(w, "holdfast_hub_watch_loads_total", c.loads.Load())

@@ -56,7 +56,8 @@ func (r *resolver) resolve(ctx context.Context) (*roster.Wanted, error) {
 	if !c.Synced() {
 		return nil, errors.New("the cluster is not followed yet")
 	}
-	if err := c.load(ctx, r.node); err != nil {
+	devices, err := c.load(ctx, r.node)
+	if err != nil {
 		return nil, err
 	}
 	pods, known := c.pods.get(r.node)
@@ -97,7 +98,7 @@ func (r *resolver) resolve(ctx context.Context) (*roster.Wanted, error) {
 		w.Items[roster.IDOf(n.item.Ref)] = n.item
 	}
 	r.addPods(w, pods)
-	return w, err
+	return w, errors.Join(err, devices, c.addDevices(w, r.node, nodes))
 }
 
 func (r *resolver) addPods(w *roster.Wanted, pods []*keptPod) {

@@ -3,6 +3,8 @@ package watch
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 
 	"k8s.io/apimachinery/pkg/runtime"
@@ -27,11 +29,14 @@ type shelf[T any] struct {
 	changed func(node string)
 	// failed hears of an object that cannot be kept.
 	failed func(node, key string, err error)
+	// quiet says that the difference concerns no follower; nil: each does.
+	quiet func(was, now *T) bool
 
 	mu    sync.Mutex
 	nodes map[string]*lot[T]
 	at    string // the stream has told everything up to here
 	floor string // and everything after this; "" before it has started
+	none  bool   // the cluster has no objects of this kind, and cannot have any
 }
 
 // lot is one node's part of a shelf.
@@ -53,6 +58,7 @@ type entry[T any] struct {
 var (
 	errNotFollowed = errors.New("nobody follows the node any more")
 	errStale       = errors.New("the list is older than what is known already")
+	errNotYet      = errors.New("not followed yet")
 )
 
 // follow begins to keep a node's objects; nothing is known of them yet.
@@ -74,8 +80,11 @@ func (s *shelf[T]) get(node string) (kept []*T, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := s.nodes[node]
-	if p == nil || !p.known {
+	if p == nil || !p.known && !s.none {
 		return nil, false
+	}
+	if s.none {
+		return nil, true
 	}
 	kept = make([]*T, 0, len(p.objects))
 	for _, e := range p.objects {
@@ -108,10 +117,10 @@ func (s *shelf[T]) begin(node string) (*lot[T], error) {
 	switch {
 	case p == nil:
 		return nil, errNotFollowed
-	case p.known:
+	case p.known || s.none:
 		return nil, nil
 	case s.floor == "":
-		return nil, fmt.Errorf("the cluster's %s are not followed yet", s.kind)
+		return nil, fmt.Errorf("the cluster's %s are %w", s.kind, errNotYet)
 	}
 	if p.loads == 0 {
 		p.missed = make(map[string]entry[T])
@@ -179,10 +188,75 @@ func (s *shelf[T]) finish(node string, p *lot[T], version string, objects map[st
 	return nil
 }
 
+// started begins, maybe anew: then what was known counts no more.
 func (s *shelf[T]) started(version string) {
 	s.mu.Lock()
+	s.at, s.floor, s.none = version, version, false
+	for _, p := range s.nodes {
+		p.forget()
+		p.since = version
+	}
+	s.mu.Unlock()
+	s.tellAll()
+}
+
+// absent says that the cluster has no such kind of object.
+func (s *shelf[T]) absent() {
+	s.mu.Lock()
+	was := s.none
+	s.at, s.floor, s.none = "", "", true
+	for _, p := range s.nodes {
+		p.forget()
+		p.relist = nil
+	}
+	s.mu.Unlock()
+	if !was {
+		s.tellAll()
+	}
+}
+
+func (s *shelf[T]) tellAll() {
+	s.mu.Lock()
+	nodes := slices.Collect(maps.Keys(s.nodes))
+	s.mu.Unlock()
+	for _, node := range nodes {
+		s.changed(node)
+	}
+}
+
+// one returns what is kept of one object, or nil.
+func (s *shelf[T]) one(node, key string) *T {
+	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.at, s.floor = version, version
+	if p := s.nodes[node]; p != nil {
+		return p.objects[key].kept
+	}
+	return nil
+}
+
+// amend puts what f makes of a kept object in its place, until the stream tells of
+// it again. f may return nil to leave it.
+func (s *shelf[T]) amend(node, key string, f func(was *T) *T) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.nodes[node]
+	if p == nil || p.objects[key].kept == nil {
+		return
+	}
+	if now := f(p.objects[key].kept); now != nil {
+		p.objects[key] = entry[T]{now, p.objects[key].version}
+	}
+}
+
+// each calls f for all objects of the known nodes. f must not call the shelf.
+func (s *shelf[T]) each(f func(node string, kept *T)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for node, p := range s.nodes {
+		for _, e := range p.objects {
+			f(node, e.kept)
+		}
+	}
 }
 
 func (s *shelf[T]) reached(version string) {
@@ -219,7 +293,7 @@ func (s *shelf[T]) event(obj runtime.Object, gone bool) {
 			return
 		}
 	}
-	if s.apply(node, p, key, e) {
+	if s.apply(node, p, key, e) && (s.quiet == nil || was == nil || gone || !s.quiet(was, e.kept)) {
 		s.changed(node)
 	}
 }

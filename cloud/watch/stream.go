@@ -46,14 +46,17 @@ type sink interface {
 // everything, streamed or in pages, and never holds more of that than the sink
 // keeps.
 type stream struct {
-	name   string
-	source source
-	sink   sink
-	log    *slog.Logger
-	wait   time.Duration // first wait after a failure; doubles up to maxWait
+	name     string
+	source   source
+	sink     sink
+	log      *slog.Logger
+	wait     time.Duration // first wait after a failure; doubles up to maxWait
+	all      bool          // the sink keeps everything: it begins with a list of all
+	optional bool          // a cluster may not have this kind; nothing waits for it
 
-	at   string // Run's: the version up to which the sink knows everything
-	lost bool   // Run's: the server cannot go on from there
+	at   string    // Run's: the version up to which the sink knows everything
+	lost bool      // Run's: the server cannot go on from there
+	gone time.Time // Run's: since when the server says that there is no such kind
 
 	mu      sync.Mutex
 	restart context.CancelCauseFunc // of the watch that runs
@@ -87,32 +90,43 @@ func (s *stream) run(ctx context.Context) {
 		if err == nil || ctx.Err() != nil {
 			continue
 		}
+		if s.optional && s.missing(err) {
+			s.pause(ctx, missingWait)
+			continue
+		}
 		s.interrupts.Add(1)
 		if s.up.Swap(false) || wait == s.wait {
-			s.log.Warn("cannot follow the cluster; what nodes hold stays as it is", "objects", s.name, "err", err)
+			s.log.Warn("cannot follow the cluster; what nodes hold stays as it is", "objects", s.name, "err", s.advised(err))
 		}
-		// Half of the wait is random, so that hubs do not come back as one.
-		select {
-		case <-time.After(wait/2 + rand.N(wait/2+1)):
-		case <-ctx.Done():
+		if s.optional {
+			s.synced.Store(true) // nothing waits for it
 		}
+		s.pause(ctx, wait)
 		wait = min(2*wait, maxWait)
 	}
 	s.up.Store(false)
 }
 
+// pause waits. Half of the wait is random, so that hubs do not come back as one.
+func (s *stream) pause(ctx context.Context, wait time.Duration) {
+	select {
+	case <-time.After(wait/2 + rand.N(wait/2+1)):
+	case <-ctx.Done():
+	}
+}
+
 // step does what is to be done next and returns when that has ended.
 func (s *stream) step(ctx context.Context) error {
-	if s.at == "" {
-		version, _, err := position(ctx, s.source)
+	if s.at == "" && !s.all {
+		version, _, _, err := position(ctx, s.source)
 		if err != nil {
 			return fmt.Errorf("find where the cluster's %s are: %w", s.name, err)
 		}
-		s.at = version
+		s.at, s.gone = version, time.Time{}
 		s.sink.started(version)
 		s.synced.Store(true)
 	}
-	if s.lost {
+	if s.lost || s.at == "" {
 		return s.relist(ctx)
 	}
 	seconds := int64((watchFor + rand.N(watchFor)).Seconds())
@@ -125,25 +139,71 @@ func (s *stream) step(ctx context.Context) error {
 
 // position asks for the version at which the cluster is now, by a read that is
 // never served from a cache that lags. total is how many objects there are, if the
-// apiserver says so, and else at least 0.
-func position(ctx context.Context, from source) (version string, total int64, err error) {
+// apiserver says so, and else at least 0; empty says that there is none.
+func position(ctx context.Context, from source) (version string, total int64, empty bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
 	list, err := from.ListWithContext(ctx, metav1.ListOptions{Limit: 1})
 	if err != nil {
-		return "", 0, err
+		return "", 0, false, err
 	}
 	if version, err = listVersion(list); err != nil {
-		return "", 0, err
+		return "", 0, false, err
 	}
 	l, err := meta.ListAccessor(list)
 	if err != nil {
-		return "", 0, err
+		return "", 0, false, err
 	}
 	if rest := l.GetRemainingItemCount(); rest != nil {
 		total = 1 + *rest
 	}
-	return version, total, nil
+	return version, total, meta.LenList(list) == 0 && l.GetContinue() == "", nil
+}
+
+// absentee is a sink of a kind that a cluster may not have.
+type absentee interface {
+	sink
+	// absent says that the cluster has no such kind, and so no object of it.
+	absent()
+}
+
+const (
+	// missingWait is how often a kind is looked for that the cluster does not have.
+	missingWait = 30 * time.Second
+	// missingAfter is how long a cluster that had a kind must say that it has it no
+	// more: an apiserver that starts may be wrong for a moment.
+	missingAfter = time.Minute
+)
+
+// missing takes err for the answer that the cluster has no such kind, if it is one
+// that may be believed.
+func (s *stream) missing(err error) bool {
+	to, ok := s.sink.(absentee)
+	if !apierrors.IsNotFound(err) || !ok {
+		return false
+	}
+	if s.gone.IsZero() {
+		s.gone = time.Now()
+	}
+	if s.at != "" && time.Since(s.gone) < missingAfter {
+		return false
+	}
+	if s.at != "" || !s.synced.Load() {
+		s.log.Info("the cluster has no such objects; \"holdfast init\" makes their kind known to it", "objects", s.name)
+	}
+	s.at, s.lost = "", false
+	s.up.Store(false)
+	to.absent()
+	s.synced.Store(true)
+	return true
+}
+
+// advised is err with what to do about it.
+func (s *stream) advised(err error) error {
+	if s.optional && apierrors.IsForbidden(err) {
+		return fmt.Errorf("%w; this cloudcore has the rights of an earlier version: run \"holdfast init\" again, or apply build/manifests", err)
+	}
+	return err
 }
 
 func listVersion(list runtime.Object) (string, error) {
@@ -251,14 +311,17 @@ func (s *stream) versionOf(e watch.Event) (string, error) {
 
 // relist tells the sink everything that there is, then goes on watching.
 func (s *stream) relist(ctx context.Context) error {
-	s.relists.Add(1)
+	if s.at != "" {
+		s.relists.Add(1)
+	}
 	s.sink.relisting()
 	version, w, err := s.everything(ctx, s.sink.listed)
 	if err != nil {
 		return err
 	}
 	s.sink.relisted(version, older(version, s.at))
-	s.at, s.lost = version, false
+	s.at, s.lost, s.gone = version, false, time.Time{}
+	s.synced.Store(true)
 	if w == nil {
 		return nil
 	}
