@@ -1,0 +1,81 @@
+package mqtt
+
+import (
+	"context"
+	"slices"
+	"sync"
+
+	"github.com/holdfast-edge/holdfast/edge/mqtt/topic"
+)
+
+// filters remembers which topics are routed, for the path of every message.
+type filters struct {
+	routes Routes // nil: none
+
+	mu   sync.RWMutex
+	list []string
+	news chan struct{} // closed and made anew when list changes
+}
+
+func (f *filters) refresh() {
+	var list []string
+	if f.routes != nil {
+		for _, filter := range f.routes.Filters() {
+			if topic.ValidFilter(filter) && filter[0] != '$' {
+				list = append(list, filter)
+			}
+		}
+	}
+	slices.Sort(list)
+	list = slices.Compact(list)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.news != nil && slices.Equal(list, f.list) {
+		return
+	}
+	f.list = list
+	if f.news != nil {
+		close(f.news)
+	}
+	f.news = make(chan struct{})
+}
+
+func (f *filters) follow(ctx context.Context) {
+	var changed <-chan struct{}
+	if f.routes != nil {
+		changed = f.routes.Changed()
+	}
+	for {
+		select {
+		case <-changed:
+			f.refresh()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (f *filters) all() []string {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.list
+}
+
+// changed is closed when all would answer otherwise.
+func (f *filters) changed() <-chan struct{} {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.news
+}
+
+// match says whether messages of a topic are routed.
+func (f *filters) match(name string) bool {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	for _, filter := range f.list {
+		if topic.Matches(filter, name) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,497 @@
+package mqtt
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	mochi "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/packets"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/holdfast-edge/holdfast/edge/mqtt/payload"
+	"github.com/holdfast-edge/holdfast/edge/mqtt/topic"
+	"github.com/holdfast-edge/holdfast/edge/twin"
+)
+
+// Room for messages that are on their way to the store, in bytes; each counts
+// messageCost more than its payload. Beyond it the broker reads no more of the
+// client (clientRoom), or of whoever comes last (allRoom).
+const (
+	messageCost = 1 << 10
+	clientRoom  = 512 << 10
+	allRoom     = 8 << 20
+)
+
+// Room for messages that clients retain.
+const (
+	maxRetained      = 10_000
+	maxRetainedBytes = 8 << 20
+)
+
+// hook is what edgecore adds to the broker: who may do what, and messages about
+// devices, which are acknowledged only when they are stored.
+type hook struct {
+	mochi.HookBase
+	ctx      context.Context
+	s        *Server
+	embedded *embedded
+	room     *semaphore.Weighted
+
+	mu            sync.Mutex
+	sessions      map[*mochi.Client]*session
+	retained      map[string]int // sizes of what clients retain
+	retainedBytes int
+	denied        map[string]time.Time // when a device was told so
+	complained    string               // about the password file
+}
+
+// session is one connection.
+type session struct {
+	user topic.User
+	name string // of the user
+	line string // in the password file
+	room *semaphore.Weighted
+	acks *order
+	// burst are retained messages that the broker has yet to write.
+	burst atomic.Int64
+}
+
+func newHook(ctx context.Context, s *Server, e *embedded) *hook {
+	return &hook{
+		ctx: ctx, s: s, embedded: e, room: semaphore.NewWeighted(allRoom),
+		sessions: make(map[*mochi.Client]*session), retained: make(map[string]int), denied: make(map[string]time.Time),
+	}
+}
+
+// ID names the hook.
+func (h *hook) ID() string { return "holdfast" }
+
+// Provides says which methods are to be called.
+func (h *hook) Provides(b byte) bool {
+	return bytes.IndexByte([]byte{
+		mochi.OnConnect, mochi.OnConnectAuthenticate, mochi.OnACLCheck, mochi.OnDisconnect, mochi.OnPublish,
+		mochi.OnPublishDropped, mochi.OnRetainMessage, mochi.OnRetainPublished, mochi.OnPacketSent, mochi.OnWillSent,
+		mochi.OnSessionEstablish, mochi.OnSubscribe, mochi.OnClientExpired,
+	}, b) >= 0
+}
+
+// OnConnect refuses what would cost too much.
+func (h *hook) OnConnect(cl *mochi.Client, pk packets.Packet) error {
+	c, known := h.embedded.server.Clients.Get(cl.ID)
+	h.s.desk.count.connections.Add(1)
+	if len(cl.ID) > 256 || !known && h.embedded.server.Clients.Len() > maxSessions || known && c.Net.Inline {
+		h.s.desk.count.rejected.Add(1)
+		_ = h.embedded.server.SendConnack(cl, packets.ErrClientIdentifierNotValid, false, nil)
+		return packets.ErrClientIdentifierNotValid
+	}
+	return nil
+}
+
+// OnConnectAuthenticate says who a client is.
+func (h *hook) OnConnectAuthenticate(cl *mochi.Client, pk packets.Packet) bool {
+	s, err := h.authenticate(cl, pk)
+	if err != nil {
+		h.s.desk.count.rejected.Add(1)
+		h.s.o.Log.Warn("an MQTT client is refused", "client", clip(cl.ID), "remote", cl.Net.Remote, "error", err)
+		return false
+	}
+	s.room = semaphore.NewWeighted(clientRoom)
+	s.acks = &order{broken: func(err error) { h.broken(cl, err) }}
+	h.mu.Lock()
+	h.sessions[cl] = s
+	h.mu.Unlock()
+	return true
+}
+
+func (h *hook) authenticate(cl *mochi.Client, pk packets.Packet) (*session, error) {
+	s := new(session)
+	if c, ok := cl.Net.Conn.(*conn); ok {
+		s.name = c.certified()
+	}
+	if users := h.s.users; users != nil {
+		s.name = string(pk.Connect.Username)
+		if !users.check(s.name, pk.Connect.Password) {
+			return nil, fmt.Errorf("user %s: wrong user or password", clip(s.name))
+		}
+		s.line = users.line(s.name)
+	}
+	s.user = topic.ParseUser(s.name)
+	if s.user.Device != nil {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if other, ok := h.embedded.server.Clients.Get(cl.ID); ok {
+			if o := h.sessions[other]; o != nil && o.name != s.name {
+				return nil, fmt.Errorf("user %s: the client id is that of user %s: choose another one", clip(s.name), clip(o.name))
+			}
+		}
+	}
+	if will := cl.Properties.Will; will.Flag != 0 {
+		if !mochi.IsValidFilter(will.TopicName, true) || !s.user.MayPublish(will.TopicName) || len(will.Payload) > maxPayload {
+			return nil, fmt.Errorf("user %s: a will to %s is not allowed", clip(s.name), clip(will.TopicName))
+		}
+	}
+	return s, nil
+}
+
+func (h *hook) session(cl *mochi.Client) *session {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.sessions[cl]
+}
+
+// OnSessionEstablish forgets the session that this one replaces.
+func (h *hook) OnSessionEstablish(cl *mochi.Client, _ packets.Packet) {
+	if other, ok := h.embedded.server.Clients.Get(cl.ID); ok {
+		h.mu.Lock()
+		delete(h.sessions, other)
+		h.mu.Unlock()
+	}
+}
+
+// OnSubscribe makes filters invalid that there is no room for.
+func (h *hook) OnSubscribe(cl *mochi.Client, pk packets.Packet) packets.Packet {
+	room := maxSubscriptions - cl.State.Subscriptions.Len()
+	for i := range pk.Filters {
+		_, again := cl.State.Subscriptions.Get(pk.Filters[i].Filter)
+		if !again {
+			room--
+		}
+		if room < 0 && !again || topic.Problem(pk.Filters[i].Filter) != "" {
+			pk.Filters[i].Filter = ""
+		}
+	}
+	return pk
+}
+
+// OnACLCheck says whether a client may publish to a topic, or subscribe to a filter
+// and be sent what matches it.
+func (h *hook) OnACLCheck(cl *mochi.Client, name string, write bool) bool {
+	s := h.session(cl)
+	if s == nil {
+		return false
+	}
+	if !write {
+		return s.user.MaySubscribe(name)
+	}
+	if s.user.MayPublish(name) {
+		return true
+	}
+	h.deny(s, name)
+	return false
+}
+
+// deny tells a device that it may not publish somewhere, once a second.
+func (h *hook) deny(s *session, name string) {
+	h.s.desk.count.refused.Add(1)
+	if s.user.Device == nil {
+		return
+	}
+	h.mu.Lock()
+	again := time.Since(h.denied[s.name]) < time.Second
+	if !again {
+		if len(h.denied) > 2*MaxClients {
+			clear(h.denied)
+		}
+		h.denied[s.name] = time.Now()
+	}
+	h.mu.Unlock()
+	if !again {
+		h.embedded.publish(outgoing{topic: topic.Result(*s.user.Device), payload: payload.Marshal(payload.Answer{
+			Error: "user " + s.name + " may publish to its own topics only, and to none on which edgecore answers", Code: 403, Topic: clip(name),
+		})})
+	}
+}
+
+// OnPublish takes messages about devices and routed ones. They are acknowledged, and
+// sent to subscribers, when they are stored.
+func (h *hook) OnPublish(cl *mochi.Client, pk packets.Packet) (packets.Packet, error) {
+	if cl.Net.Inline {
+		return pk, nil
+	}
+	s := h.session(cl)
+	if s == nil {
+		return pk, packets.ErrRejectPacket
+	}
+	if !h.s.desk.wants(pk.TopicName) {
+		if len(pk.Payload) > maxPayload {
+			h.settle(cl, s, pk, verdict{code: payload.TooLarge, refused: errTooLarge(pk)})
+			return pk, packets.ErrRejectPacket
+		}
+		if pk.FixedHeader.Retain {
+			pk.FixedHeader.Retain = h.mayRetain(pk)
+		}
+		return pk, nil
+	}
+	cost := min(int64(len(pk.Payload))+messageCost, clientRoom)
+	if s.room.Acquire(h.ctx, cost) != nil || h.room.Acquire(h.ctx, cost) != nil {
+		cl.Stop(packets.ErrServerShuttingDown)
+		return pk, packets.ErrRejectPacket
+	}
+	free := func() { h.room.Release(cost); s.room.Release(cost) }
+	m := message{topic: pk.TopicName, payload: pk.Payload}
+	if to := pk.Properties.ResponseTopic; to != "" && h.mayRespond(s, to) {
+		m.respondTo, m.correlation = to, pk.Properties.CorrelationData
+	}
+	if pk.FixedHeader.Qos == 2 {
+		return h.twice(cl, s, pk, m, free)
+	}
+	place := s.acks.open()
+	h.s.desk.take(h.ctx, m, func(v verdict) {
+		s.acks.settle(place, func() {
+			h.acknowledge(cl, pk, v)
+			h.forward(pk, v)
+		}, v.failed)
+		h.embedded.queue.after(free)
+	})
+	return pk, packets.ErrRejectPacket
+}
+
+// twice is OnPublish for QoS 2: the broker answers when this returns.
+func (h *hook) twice(cl *mochi.Client, s *session, pk packets.Packet, m message, free func()) (packets.Packet, error) {
+	settled := make(chan verdict, 1)
+	h.s.desk.take(h.ctx, m, func(v verdict) { settled <- v })
+	v := <-settled
+	h.embedded.queue.after(free)
+	if v.failed != nil {
+		h.broken(cl, v.failed)
+		return pk, packets.ErrRejectPacket
+	}
+	pk.FixedHeader.Retain = false
+	if v.refused != nil {
+		return pk, packets.CodeSuccessIgnore
+	}
+	return pk, nil
+}
+
+// mayRespond says whether an answer may go to a topic: where the client may publish
+// itself, or to a topic for answers of its own.
+func (h *hook) mayRespond(s *session, to string) bool {
+	if !mochi.IsValidFilter(to, true) {
+		return false
+	}
+	return s.user.MayPublish(to) || s.user.Device != nil && to == topic.Result(*s.user.Device)
+}
+
+// settle answers a message that needs no store, in its turn.
+func (h *hook) settle(cl *mochi.Client, s *session, pk packets.Packet, v verdict) {
+	s.acks.settle(s.acks.open(), func() { h.acknowledge(cl, pk, v) }, nil)
+}
+
+// acknowledge ends the sending of a message. MQTT 5 can say that it was refused.
+func (h *hook) acknowledge(cl *mochi.Client, pk packets.Packet, v verdict) {
+	if pk.FixedHeader.Qos == 0 {
+		return
+	}
+	ack := packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Puback}, PacketID: pk.PacketID}
+	if pk.FixedHeader.Qos == 2 {
+		ack.FixedHeader.Type = packets.Pubrec
+	}
+	if v.refused != nil && cl.Properties.ProtocolVersion == 5 {
+		ack.ReasonCode, ack.Properties.ReasonString = reason(v.code), clip(v.refused.Error())
+	}
+	_ = cl.WritePacket(ack) // a client that is gone sends it again
+}
+
+// reason is the code of MQTT 5 for one of KubeEdge's.
+func reason(code int) byte {
+	switch code {
+	case payload.BadRequest:
+		return packets.ErrPayloadFormatInvalid.Code
+	case payload.NotFound:
+		return packets.ErrTopicNameInvalid.Code
+	case payload.TooLarge:
+		return packets.ErrPacketTooLarge.Code
+	case payload.TooMany:
+		return packets.ErrQuotaExceeded.Code
+	}
+	return packets.ErrImplementationSpecificError.Code
+}
+
+// forward sends a message to those who subscribed to its topic, such as a dashboard.
+// What was refused is nobody's business. It is not retained: the values in force are
+// edge/device's to tell.
+func (h *hook) forward(pk packets.Packet, v verdict) {
+	if v.refused != nil || !h.embedded.listens(pk.TopicName) {
+		return
+	}
+	pk.FixedHeader.Retain, pk.FixedHeader.Dup = false, false
+	h.embedded.queue.add(pk, nil)
+}
+
+// broken ends a connection whose message could not be stored: the client sends it
+// again when it has connected anew, and only then.
+func (h *hook) broken(cl *mochi.Client, err error) {
+	h.s.o.Log.Warn("an MQTT message could not be stored; its client must send it again", "client", clip(cl.ID), "error", err)
+	h.embedded.queue.after(func() { // what it is told comes before
+		if cl.Properties.ProtocolVersion == 5 {
+			_ = h.embedded.server.DisconnectClient(cl, packets.ErrImplementationSpecificError)
+		}
+		cl.Stop(packets.ErrImplementationSpecificError)
+	})
+}
+
+// OnWillSent hears a device's last will, unless its client only connected anew.
+func (h *hook) OnWillSent(cl *mochi.Client, pk packets.Packet) {
+	if cl.IsTakenOver() || h.ctx.Err() != nil || !h.s.desk.wants(pk.TopicName) {
+		return
+	}
+	h.s.desk.take(h.ctx, message{topic: pk.TopicName, payload: pk.Payload}, func(verdict) {})
+}
+
+// OnDisconnect ends a session.
+func (h *hook) OnDisconnect(cl *mochi.Client, err error, expire bool) {
+	if errors.Is(err, packets.ErrPacketTooLarge) {
+		h.s.o.Log.Warn("an MQTT client sent a packet that is too large", "client", clip(cl.ID), "limit", maxPacket)
+		if s := h.session(cl); s != nil && s.user.Device != nil {
+			h.tooLarge(*s.user.Device)
+		}
+	}
+	if expire || cl.IsTakenOver() {
+		h.mu.Lock()
+		delete(h.sessions, cl)
+		h.mu.Unlock()
+	}
+}
+
+// tooLarge answers a packet that was not even read.
+func (h *hook) tooLarge(key twin.Key) {
+	h.embedded.publish(outgoing{topic: topic.Result(key), payload: payload.Marshal(payload.Answer{
+		Error: fmt.Sprintf("a packet was larger than %d bytes: a payload may have %d", maxPacket, maxPayload), Code: payload.TooLarge,
+	})})
+}
+
+// OnClientExpired forgets what the broker does not.
+func (h *hook) OnClientExpired(cl *mochi.Client) {
+	cl.ClearInflights()
+	h.embedded.server.UnsubscribeClient(cl)
+	h.mu.Lock()
+	delete(h.sessions, cl)
+	h.mu.Unlock()
+}
+
+// OnPublishDropped counts.
+func (h *hook) OnPublishDropped(*mochi.Client, packets.Packet) { h.s.desk.count.dropped.Add(1) }
+
+// OnRetainPublished lets a client that subscribes to very many retained messages read
+// them before there are more: it holds up itself alone.
+func (h *hook) OnRetainPublished(cl *mochi.Client, _ packets.Packet) {
+	s := h.session(cl)
+	c, ok := cl.Net.Conn.(*conn)
+	if s == nil || !ok {
+		return
+	}
+	s.burst.Add(1)
+	for s.burst.Load() > maxQueued/2 && !cl.Closed() {
+		time.Sleep(time.Millisecond) // the broker's own queue tells nobody of its length
+	}
+	c.drain(maxUnread / 4)
+}
+
+// OnPacketSent counts down what OnRetainPublished has counted.
+func (h *hook) OnPacketSent(cl *mochi.Client, pk packets.Packet, _ []byte) {
+	if pk.FixedHeader.Type != packets.Publish {
+		return
+	}
+	if s := h.session(cl); s != nil && s.burst.Load() > 0 {
+		s.burst.Add(-1)
+	}
+}
+
+func errTooLarge(pk packets.Packet) error {
+	return fmt.Errorf("the payload has %d bytes, and %d is the limit", len(pk.Payload), maxPayload)
+}
+
+func clip(s string) string {
+	const most = 256
+	if len(s) > most {
+		return s[:most] + "..."
+	}
+	return s
+}
+
+// mayRetain says whether there is room to retain a client's message.
+func (h *hook) mayRetain(pk packets.Packet) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	was, there := h.retained[pk.TopicName]
+	if len(pk.Payload) == 0 {
+		return true
+	}
+	if !there && len(h.retained) >= maxRetained || h.retainedBytes-was+len(pk.Payload)+len(pk.TopicName) > maxRetainedBytes {
+		h.s.desk.count.dropped.Add(1)
+		return false
+	}
+	return true
+}
+
+// OnRetainMessage counts what clients retain.
+func (h *hook) OnRetainMessage(cl *mochi.Client, pk packets.Packet, _ int64) {
+	if cl.Net.Inline {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.retainedBytes -= h.retained[pk.TopicName]
+	delete(h.retained, pk.TopicName)
+	if len(pk.Payload) > 0 {
+		size := len(pk.Payload) + len(pk.TopicName)
+		h.retained[pk.TopicName] = size
+		h.retainedBytes += size
+	}
+}
+
+// watch follows the password file, and forgets sessions that the broker forgot.
+func (h *hook) watch(ctx context.Context) {
+	for pause(ctx, 2*time.Second) {
+		h.sweep()
+		if h.s.users != nil {
+			h.followPasswords()
+		}
+	}
+}
+
+func (h *hook) sweep() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for cl := range h.sessions {
+		if cl.Closed() {
+			if now, _ := h.embedded.server.Clients.Get(cl.ID); now != cl {
+				delete(h.sessions, cl)
+			}
+		}
+	}
+}
+
+// followPasswords ends the connections of users that are gone or have another
+// password.
+func (h *hook) followPasswords() {
+	changed, err := h.s.users.reload()
+	if err != nil {
+		if err.Error() != h.complained {
+			h.complained = err.Error()
+			h.s.o.Log.Error("the MQTT passwords of before hold", "error", err)
+		}
+		return
+	}
+	h.complained = ""
+	if !changed {
+		return
+	}
+	h.s.o.Log.Info("read the MQTT password file", "file", h.s.users.file)
+	h.mu.Lock()
+	var gone []*mochi.Client
+	for cl, s := range h.sessions {
+		if h.s.users.line(s.name) != s.line && !cl.Closed() {
+			gone = append(gone, cl)
+		}
+	}
+	h.mu.Unlock()
+	for _, cl := range gone {
+		_ = h.embedded.server.DisconnectClient(cl, packets.ErrNotAuthorized)
+	}
+}
