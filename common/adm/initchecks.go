@@ -3,13 +3,17 @@ package adm
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
 	authorizationv1 "k8s.io/api/authorization/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/version"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -145,10 +149,26 @@ func (in *initialization) checkCluster(ctx context.Context) checklist.Result {
 	if err != nil {
 		return checklist.Bad(remedy, "the cluster at %s: %v", admin.Host, err)
 	}
+	if problem := checkVersion(v); problem != nil {
+		return *problem
+	}
 	if problem := checkAuthorizers(ctx, client); problem != nil {
 		return *problem
 	}
 	return checklist.Good("Kubernetes %s at %s", v.GitVersion, admin.Host)
+}
+
+// checkVersion: without admission policies, which came with 1.30, a node could write
+// the status of another's devices.
+func checkVersion(v *version.Info) *checklist.Result {
+	const oldest = 30
+	major, errMajor := strconv.Atoi(v.Major)
+	minor, errMinor := strconv.Atoi(strings.TrimRight(v.Minor, "+")) // some clouds add one
+	if errMajor != nil || errMinor != nil || major > 1 || minor >= oldest {
+		return nil // what cannot be read is left to the apiserver
+	}
+	r := checklist.Bad(fmt.Sprintf("bring it to Kubernetes 1.%d or later", oldest), "the cluster runs Kubernetes %s, which has no ValidatingAdmissionPolicy", v.GitVersion)
+	return &r
 }
 
 // checkAuthorizers asks what a node of no importance may do: the safety of every

@@ -80,6 +80,8 @@ func (a *App) confirm(o ResetOptions, j *journal.Journal, dir string) error {
 		what = "stops cloudcore and removes its CA: every node must join again. It removes " + dir
 		if j.ControlPlaneDir != "" {
 			what += " and the whole cluster in " + j.ControlPlaneDir
+		} else {
+			what += ", and from the cluster of " + j.Kubeconfig + " Holdfast's objects and definitions, with every Device, DeviceModel and Route"
 		}
 	}
 	a.printf("reset %s.\n", what)
@@ -224,7 +226,7 @@ func (a *App) resetCloud(ctx context.Context, _ ResetOptions, j *journal.Journal
 	}
 	a.printf("\nThe cloud is gone from this machine. Left as it is:\n")
 	if j.ControlPlaneDir == "" {
-		a.printf("  - the cluster of %s; Holdfast's objects are no longer in it\n", j.Kubeconfig)
+		a.printf("  - the cluster of %s; Holdfast's objects are no longer in it, nor are Devices, DeviceModels and Routes\n", j.Kubeconfig)
 	}
 	if len(nodes) > 0 {
 		a.printf("  - edge nodes, which keep running their pods: %s; run `holdfast reset` on each", strings.Join(nodes, ", "))

@@ -39,8 +39,19 @@ const (
 	tokenSecret = "cloudcore-token"
 )
 
-// tokenWithin is how long the controller manager may take to fill in a token.
-const tokenWithin = 2 * time.Minute
+// How long the controller manager may take to fill in a token, the apiserver to
+// take up a new kind, and how often it is looked at.
+const (
+	tokenWithin  = 2 * time.Minute
+	servedWithin = 2 * time.Minute
+	lookEvery    = 200 * time.Millisecond
+)
+
+// Kinds that are not like others here.
+const (
+	definition = "CustomResourceDefinition"
+	policy     = "ValidatingAdmissionPolicy"
+)
 
 // Cluster is a cluster, entered with the administrator's rights.
 type Cluster struct {
@@ -91,20 +102,23 @@ func Objects(files fs.FS) ([]*unstructured.Unstructured, error) {
 	return all, nil
 }
 
-// rank puts first what others need.
+// rank puts first what others need, and what limits a right before the right.
 func rank(o *unstructured.Unstructured) int {
 	switch o.GetKind() {
 	case "Namespace":
 		return 0
-	case "CustomResourceDefinition":
+	case definition:
 		return 1
 	case "ServiceAccount":
 		return 2
+	case policy, policy + "Binding":
+		return 3
 	}
-	return 3
+	return 4
 }
 
-// Apply creates the objects or brings them up to date (server-side apply).
+// Apply creates the objects or brings them up to date (server-side apply). When it
+// returns, the apiserver serves the kinds that they define.
 func (c *Cluster) Apply(ctx context.Context, objects []*unstructured.Unstructured) error {
 	for _, o := range objects {
 		r, err := c.resource(o)
@@ -120,10 +134,63 @@ func (c *Cluster) Apply(ctx context.Context, objects []*unstructured.Unstructure
 			return fmt.Errorf("apply %s: %w", title(o), err)
 		}
 	}
+	return c.await(ctx, objects)
+}
+
+// await returns when all definitions among the objects are in use.
+func (c *Cluster) await(ctx context.Context, objects []*unstructured.Unstructured) error {
+	ctx, cancel := context.WithTimeout(ctx, servedWithin)
+	defer cancel()
+	for _, o := range objects {
+		if o.GetKind() != definition {
+			continue
+		}
+		r, err := c.resource(o)
+		if err != nil {
+			return err
+		}
+		if err := inUse(ctx, r, o); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
-// Delete removes the objects, the last first. Those that are gone are no error.
+// inUse returns when a definition is.
+func inUse(ctx context.Context, r dynamic.ResourceInterface, o *unstructured.Unstructured) error {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		now, err := r.Get(ctx, o.GetName(), metav1.GetOptions{})
+		if err == nil && condition(now, "Established") == "True" {
+			return nil
+		}
+		said := fmt.Sprint(err)
+		if err == nil {
+			conditions, _, _ := unstructured.NestedSlice(now.Object, "status", "conditions")
+			said = fmt.Sprint("its conditions: ", conditions)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s is not in use within %s (%s): %w", title(o), servedWithin, said, ctx.Err())
+		case <-tick.C:
+		}
+	}
+}
+
+// condition is the status of one of an object's conditions.
+func condition(o *unstructured.Unstructured, kind string) string {
+	conditions, _, _ := unstructured.NestedSlice(o.Object, "status", "conditions")
+	for _, one := range conditions {
+		if one, ok := one.(map[string]any); ok && one["type"] == kind {
+			return fmt.Sprint(one["status"])
+		}
+	}
+	return ""
+}
+
+// Delete removes the objects, the last first. Those that are gone are no error. With
+// a definition of a kind the apiserver deletes all objects of that kind.
 func (c *Cluster) Delete(ctx context.Context, objects []*unstructured.Unstructured) error {
 	var errs []error
 	for _, o := range slices.Backward(objects) {
@@ -148,6 +215,9 @@ func title(o *unstructured.Unstructured) string {
 func (c *Cluster) resource(o *unstructured.Unstructured) (dynamic.ResourceInterface, error) {
 	kind := o.GroupVersionKind()
 	mapping, err := c.mapper.RESTMapping(kind.GroupKind(), kind.Version)
+	if meta.IsNoMatchError(err) && kind.Kind == policy {
+		return nil, fmt.Errorf("%s: %w: the cluster must run Kubernetes 1.30 or later", title(o), err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", title(o), err)
 	}
@@ -185,7 +255,7 @@ func (c *Cluster) CloudKubeconfig(ctx context.Context) ([]byte, error) {
 func (c *Cluster) token(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, tokenWithin)
 	defer cancel()
-	tick := time.NewTicker(200 * time.Millisecond)
+	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
 		secret, err := c.dynamic.Resource(schema.GroupVersionResource{Version: "v1", Resource: "secrets"}).Namespace(namespace).Get(ctx, tokenSecret, metav1.GetOptions{})

@@ -64,9 +64,10 @@ func initCommand(app *adm.App) *cobra.Command {
 	c := &cobra.Command{
 		Use: "init", Short: "Make this machine the cloud that edge nodes join", Args: noArguments,
 		Long: `init makes this machine the cloud that edge nodes join: it starts a Kubernetes
-control plane (or uses the cluster of --kubeconfig), puts Holdfast's namespace,
-rights and CA into it, starts cloudcore, waits until that is ready, and prints
-the command that makes a machine an edge node.
+control plane (or uses the cluster of --kubeconfig, of Kubernetes 1.30 or later),
+puts Holdfast's namespace, definitions of devices, rights and CA into it, starts
+cloudcore, waits until that is ready, and prints the command that makes a machine an
+edge node.
 
 Run it again whenever you like: it keeps the CA and all data, brings the rest up
 to date, and prints a new join command. What is not said again stays as it was.`,
@@ -202,8 +203,11 @@ func resetCommand(app *adm.App, stdin io.Reader) *cobra.Command {
 		Long: `reset undoes what join or init did on this machine, by the journal that they keep in
 their data directory: on an edge node it stops edgecore and this node's pods and
 removes its certificate, data, unit and config; on the server it stops cloudcore and
-the control plane that init started, and removes them with all data. It says what it
-leaves. Nothing that was there before join or init is touched.`,
+the control plane that init started, and removes them with all data. From a cluster
+that init was pointed at with --kubeconfig it takes what init put there, and with the
+definitions go all Devices, DeviceModels and Routes: save them first with
+"kubectl get devices,devicemodels,routes -A -o yaml". It says what it leaves. Nothing
+that was there before join or init is touched.`,
 		RunE: func(c *cobra.Command, _ []string) error { return app.Reset(c.Context(), o) },
 	}
 	f := c.Flags()
