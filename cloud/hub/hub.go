@@ -54,6 +54,9 @@ type Certificates interface {
 type Options struct {
 	Cluster Cluster
 	Reports Reports
+	// Devices and Routes carry what devices and routes of nodes say; nil: it stays at
+	// the nodes.
+	Devices, Routes Carrier
 	// Certificates renews the nodes' certificates; nil: nobody does here.
 	Certificates Certificates
 	// Admit says why a node with a certificate of that time may not connect (any
@@ -92,6 +95,8 @@ const maxRetry = 30 * time.Second
 type Hub struct {
 	cluster      Cluster
 	reports      Reports
+	devices      Carrier
+	routes       Carrier
 	certificates Certificates
 	admit        func(node string, issued time.Time) error
 	log          *slog.Logger
@@ -110,7 +115,7 @@ func New(o Options) *Hub {
 	if o.Admit == nil {
 		o.Admit = func(string, time.Time) error { return nil }
 	}
-	return &Hub{cluster: o.Cluster, admit: o.Admit, reports: o.Reports, certificates: o.Certificates, log: o.Log, version: o.Version,
+	return &Hub{cluster: o.Cluster, admit: o.Admit, reports: o.Reports, devices: o.Devices, routes: o.Routes, certificates: o.Certificates, log: o.Log, version: o.Version,
 		timing: o.Timing.withDefaults(), sessions: make(map[string]*session)}
 }
 

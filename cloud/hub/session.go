@@ -27,6 +27,7 @@ type session struct {
 	conn    link.Conn
 	node    string
 	storeID string
+	knows   uint32 // the highest kind of object that the edge takes
 	id      string
 	began   time.Time
 	ctx     context.Context // ends with run
@@ -55,6 +56,7 @@ type session struct {
 	claim     claim
 	lease     lease
 	restore   restore
+	publishes publishing
 	renewing  bool   // of the node's certificate
 	held      int    // bytes of reports taken whose results are not known
 	rejected  uint64 // reports
@@ -85,11 +87,13 @@ const (
 )
 
 func (h *Hub) newSession(conn link.Conn, hello *wire.Hello) *session {
-	return &session{
-		hub: h, conn: conn, began: time.Now(), node: conn.Peer(), storeID: hello.GetStoreId(), id: rand.Text()[:10],
+	s := &session{
+		hub: h, conn: conn, began: time.Now(), node: conn.Peer(), storeID: hello.GetStoreId(), knows: hello.GetMaxKind(), id: rand.Text()[:10],
 		ending: make(chan error, 1), ended: make(chan struct{}), posts: make(chan func()), arrived: make(chan arrival),
 		delivery: delivery.New(hello.GetDigest()),
 	}
+	s.delivery.Knows(s.knows)
+	return s
 }
 
 // log is made anew for each line: few sessions have anything to say.
@@ -257,6 +261,8 @@ func (s *session) take(a arrival) error {
 		s.ask(body.TokenAsk)
 	case *wire.EdgeMessage_CertificateAsk:
 		s.certify(body.CertificateAsk)
+	case *wire.EdgeMessage_Published:
+		s.published(body.Published)
 	}
 	if err != nil {
 		return protocolError(err)
@@ -493,7 +499,7 @@ func (s *session) startReports() {
 			return
 		}
 		s.work(func(ctx context.Context) func() {
-			result, err := s.hub.reports.Write(ctx, s.node, s.claim.epoch, r)
+			result, err := s.write(ctx, r)
 			return func() {
 				done()
 				s.hold(-len(r.GetPayload()))

@@ -16,7 +16,7 @@ import (
 func (w *Writer) event(ctx context.Context, node string, payload []byte) error {
 	e := new(corev1.Event)
 	if err := e.Unmarshal(payload); err != nil {
-		return fmt.Errorf("decode an event: %w: %w", err, errRejected)
+		return fmt.Errorf("decode an event: %w: %w", err, ErrRejected)
 	}
 	// An event about a node lives in the default namespace, others with their object.
 	if e.Namespace = e.InvolvedObject.Namespace; e.Namespace == "" {
@@ -41,7 +41,7 @@ func (w *Writer) event(ctx context.Context, node string, payload []byte) error {
 	}
 	switch {
 	case apierrors.IsNotFound(err):
-		return fmt.Errorf("event %s/%s: its namespace is gone: %w", e.Namespace, e.Name, errNothingLeft)
+		return fmt.Errorf("event %s/%s: its namespace is gone: %w", e.Namespace, e.Name, ErrNothingLeft)
 	case err != nil:
 		return fmt.Errorf("write event %s/%s: %w", e.Namespace, e.Name, err)
 	}

@@ -197,8 +197,14 @@ func (e *fencedError) Unwrap() error { return ErrFenced }
 
 // fence refuses to write under an epoch that is not the highest.
 func fence(annotations map[string]string, epoch Epoch, what string) error {
-	if there := epochOf(annotations); there > epoch {
-		return &fencedError{what, epoch, there}
+	return Fence(epochOf(annotations), epoch, what)
+}
+
+// Fence refuses to write what carries a higher epoch: its error is ErrFenced. One
+// beyond all reason fences nobody.
+func Fence(there, own Epoch, what string) error {
+	if there > own && there <= maxEpoch {
+		return &fencedError{what, own, there}
 	}
 	return nil
 }

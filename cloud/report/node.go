@@ -25,10 +25,10 @@ const LabelRole = "node-role.kubernetes.io/edge"
 func (w *Writer) node(ctx context.Context, name string, epoch Epoch, payload []byte) (note string, err error) {
 	said := new(corev1.Node)
 	if err := said.Unmarshal(payload); err != nil {
-		return "", fmt.Errorf("decode the report of node %s: %w: %w", name, err, errRejected)
+		return "", fmt.Errorf("decode the report of node %s: %w: %w", name, err, ErrRejected)
 	}
 	if said.Name != "" && said.Name != name {
-		return "", fmt.Errorf("node %s reports about node %s: %w", name, said.Name, errRejected)
+		return "", fmt.Errorf("node %s reports about node %s: %w", name, said.Name, ErrRejected)
 	}
 	metadata, refused, err := allowedMetadata(said)
 	if err != nil {

@@ -17,10 +17,10 @@ import (
 func decodePod(payload []byte) (*corev1.Pod, error) {
 	p := new(corev1.Pod)
 	if err := p.Unmarshal(payload); err != nil {
-		return nil, fmt.Errorf("decode the pod of a report: %w: %w", err, errRejected)
+		return nil, fmt.Errorf("decode the pod of a report: %w: %w", err, ErrRejected)
 	}
 	if p.Name == "" || p.Namespace == "" || p.UID == "" {
-		return nil, fmt.Errorf("report about pod %q/%q with uid %q: %w: name, namespace and uid are needed", p.Namespace, p.Name, p.UID, errRejected)
+		return nil, fmt.Errorf("report about pod %q/%q with uid %q: %w: name, namespace and uid are needed", p.Namespace, p.Name, p.UID, ErrRejected)
 	}
 	return p, nil
 }
@@ -32,13 +32,13 @@ func (w *Writer) current(ctx context.Context, node string, of *corev1.Pod) (*cor
 	p, err := w.client.CoreV1().Pods(of.Namespace).Get(ctx, of.Name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
-		return nil, fmt.Errorf("pod %s/%s (uid %s) is gone: %w", of.Namespace, of.Name, of.UID, errNothingLeft)
+		return nil, fmt.Errorf("pod %s/%s (uid %s) is gone: %w", of.Namespace, of.Name, of.UID, ErrNothingLeft)
 	case err != nil:
 		return nil, fmt.Errorf("read pod %s/%s: %w", of.Namespace, of.Name, err)
 	case p.UID != of.UID:
-		return nil, fmt.Errorf("pod %s/%s (uid %s) is gone, another has its name: %w", of.Namespace, of.Name, of.UID, errNothingLeft)
+		return nil, fmt.Errorf("pod %s/%s (uid %s) is gone, another has its name: %w", of.Namespace, of.Name, of.UID, ErrNothingLeft)
 	case p.Spec.NodeName != node:
-		return nil, fmt.Errorf("pod %s/%s (uid %s) is not bound to node %s: %w", of.Namespace, of.Name, of.UID, node, errRejected)
+		return nil, fmt.Errorf("pod %s/%s (uid %s) is not bound to node %s: %w", of.Namespace, of.Name, of.UID, node, ErrRejected)
 	}
 	return p, nil
 }
@@ -60,7 +60,7 @@ func (w *Writer) podStatus(ctx context.Context, node string, epoch Epoch, payloa
 			return err
 		}
 		if ended(p.Status.Phase) && !ended(said.Status.Phase) {
-			return fmt.Errorf("pod %s/%s (uid %s) is %s in the cluster already and cannot be %s: %w", p.Namespace, p.Name, p.UID, p.Status.Phase, said.Status.Phase, errRejected)
+			return fmt.Errorf("pod %s/%s (uid %s) is %s in the cluster already and cannot be %s: %w", p.Namespace, p.Name, p.UID, p.Status.Phase, said.Status.Phase, ErrRejected)
 		}
 		merged := mergeStatus(p, &said.Status, w.now())
 		if !mark(&p.ObjectMeta, epoch) && apiequality.Semantic.DeepEqual(*merged, p.Status) {
@@ -69,7 +69,7 @@ func (w *Writer) podStatus(ctx context.Context, node string, epoch Epoch, payloa
 		p.Status = *merged
 		_, err = w.asNode.CoreV1().Pods(p.Namespace).UpdateStatus(as(ctx, node), p, metav1.UpdateOptions{})
 		if apierrors.IsNotFound(err) {
-			return fmt.Errorf("pod %s/%s (uid %s) is gone: %w", p.Namespace, p.Name, p.UID, errNothingLeft)
+			return fmt.Errorf("pod %s/%s (uid %s) is gone: %w", p.Namespace, p.Name, p.UID, ErrNothingLeft)
 		}
 		if err != nil {
 			return fmt.Errorf("write the status of pod %s/%s: %w", p.Namespace, p.Name, err)
@@ -218,7 +218,7 @@ func (w *Writer) podGone(ctx context.Context, node string, payload []byte) error
 			return err
 		}
 		if p.DeletionTimestamp == nil {
-			return fmt.Errorf("pod %s/%s (uid %s) is reported as gone, but nobody has deleted it: %w", p.Namespace, p.Name, p.UID, errRejected)
+			return fmt.Errorf("pod %s/%s (uid %s) is reported as gone, but nobody has deleted it: %w", p.Namespace, p.Name, p.UID, ErrRejected)
 		}
 		options := metav1.NewDeleteOptions(0)
 		options.Preconditions = metav1.NewUIDPreconditions(string(p.UID))

@@ -1,7 +1,8 @@
 // Package report carries what edges say to the apiserver: node and pod status,
 // the end of pods, events, leases and requests for tokens. It owns how each is
 // written and which of the apiserver's answers means accepted, rejected or try
-// again. cloud/hub calls it, once per report, and keeps the order. Everything
+// again. cloud/hub calls it, once per report, and keeps the order; cloud/device
+// and cloud/route write what is theirs within its bounds. Everything
 // that a node could write itself is written in the node's name (cloud/asnode);
 // cloudcore's own identity only adds what no node may set on itself. It keeps no
 // queue, and nothing about nodes that are not connected.
@@ -15,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/kubernetes"
@@ -56,14 +58,15 @@ func New(o Options) *Writer {
 	return &Writer{client: o.Client, asNode: o.AsNode, hub: o.Hub, log: o.Log, now: o.Now, slots: make(chan struct{}, maxWrites)}
 }
 
-// errRejected marks what the apiserver will never accept.
-var errRejected = errors.New("rejected")
-
-// errNothingLeft marks a report about something that is gone.
-var errNothingLeft = errors.New("nothing is left to say")
-
-// errNotYet marks a refusal that time may mend.
-var errNotYet = errors.New("refused for now")
+// What becomes of a report whose error wraps one of these, whatever else it wraps.
+var (
+	// ErrRejected marks what the apiserver will never accept.
+	ErrRejected = errors.New("rejected")
+	// ErrNothingLeft marks a report about something that is gone.
+	ErrNothingLeft = errors.New("nothing is left to say")
+	// ErrNotYet marks a refusal that time may mend.
+	ErrNotYet = errors.New("refused for now")
+)
 
 // Subject names what a report is about. Reports about the same subject are to
 // be written in their order, others may overtake each other.
@@ -80,6 +83,16 @@ func Subject(r *wire.Report) string {
 		event := new(corev1.Event)
 		if event.Unmarshal(r.GetPayload()) == nil {
 			return "event " + event.Namespace + "/" + event.Name
+		}
+	case wire.ReportKind_REPORT_DEVICE:
+		device := new(wire.DeviceReport)
+		if proto.Unmarshal(r.GetPayload(), device) == nil {
+			return "device " + device.GetUid()
+		}
+	case wire.ReportKind_REPORT_MESSAGES:
+		messages := new(wire.RoutedMessages)
+		if proto.Unmarshal(r.GetPayload(), messages) == nil {
+			return "route " + messages.GetRouteUid()
 		}
 	}
 	return "malformed"
@@ -102,13 +115,35 @@ func (w *Writer) Write(ctx context.Context, node string, epoch Epoch, r *wire.Re
 	if apierrors.IsForbidden(err) && r.GetKind() != wire.ReportKind_REPORT_EVENT {
 		// What a node says of itself and of its pods is its own to say. An
 		// apiserver that has just started refuses it until its caches are full.
-		err = fmt.Errorf("%w: %w", errNotYet, err)
+		err = fmt.Errorf("%w: %w", ErrNotYet, err)
 	}
 	code, message := result(err)
 	if message == "" {
 		message = note
 	}
 	return &wire.ReportResult{Id: r.GetId(), Code: code, Message: brief(message)}, nil
+}
+
+// Carry has another room write the report of that number: f runs within the bounds
+// of Write, is repeated for a short time while it is refused or conflicts, and
+// says with ErrRejected, ErrNothingLeft and ErrNotYet what the apiserver does not.
+// It returns as Write does.
+func (w *Writer) Carry(ctx context.Context, node string, id uint64, f func(context.Context) error) (*wire.ReportResult, error) {
+	err := w.guarded(ctx, node, func(ctx context.Context) error { return w.patient(ctx, f) })
+	if errors.Is(err, ErrFenced) {
+		return nil, err
+	}
+	if apierrors.IsForbidden(err) {
+		err = fmt.Errorf("%w: %w", ErrNotYet, err)
+	}
+	code, message := result(err)
+	return &wire.ReportResult{Id: id, Code: code, Message: brief(message)}, nil
+}
+
+// Answer is the result of a report that was not carried to the apiserver.
+func Answer(id uint64, err error) *wire.ReportResult {
+	code, message := result(err)
+	return &wire.ReportResult{Id: id, Code: code, Message: brief(message)}
 }
 
 // brief bounds a message that may quote what an edge said.
@@ -131,7 +166,8 @@ func (w *Writer) write(ctx context.Context, node string, epoch Epoch, r *wire.Re
 	case wire.ReportKind_REPORT_EVENT:
 		return "", w.slot(ctx, func(ctx context.Context) error { return w.event(ctx, node, r.GetPayload()) })
 	}
-	return "", fmt.Errorf("report of kind %s: this hub does not know it: %w", r.GetKind(), errRejected)
+	// A newer edge keeps it until it finds a newer hub.
+	return "", fmt.Errorf("report of kind %s: this hub does not know it: %w", r.GetKind(), ErrNotYet)
 }
 
 // slot runs f in one of the slots of all nodes, in a bounded time.
@@ -153,12 +189,12 @@ func result(err error) (wire.ResultCode, string) {
 	switch {
 	case err == nil:
 		return wire.ResultCode_RESULT_ACCEPTED, ""
-	case errors.Is(err, errNothingLeft),
+	case errors.Is(err, ErrNothingLeft),
 		apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
 		return wire.ResultCode_RESULT_ACCEPTED, err.Error()
-	case errors.Is(err, errNotYet):
+	case errors.Is(err, ErrNotYet):
 		return wire.ResultCode_RESULT_RETRY, err.Error()
-	case errors.Is(err, errRejected), apierrors.IsForbidden(err), apierrors.IsInvalid(err), apierrors.IsBadRequest(err),
+	case errors.Is(err, ErrRejected), apierrors.IsForbidden(err), apierrors.IsInvalid(err), apierrors.IsBadRequest(err),
 		apierrors.IsRequestEntityTooLargeError(err), apierrors.IsMethodNotSupported(err):
 		return wire.ResultCode_RESULT_REJECTED, err.Error()
 	}

@@ -25,10 +25,10 @@ func TestOnlyWhatIsCertainlyFinalIsNotRetried(t *testing.T) {
 		want wire.ResultCode
 	}{
 		"written":                {nil, wire.ResultCode_RESULT_ACCEPTED},
-		"about something gone":   {fmt.Errorf("pod: %w", errNothingLeft), wire.ResultCode_RESULT_ACCEPTED},
-		"refused by the hub":     {fmt.Errorf("pod: %w", errRejected), wire.ResultCode_RESULT_REJECTED},
+		"about something gone":   {fmt.Errorf("pod: %w", ErrNothingLeft), wire.ResultCode_RESULT_ACCEPTED},
+		"refused by the hub":     {fmt.Errorf("pod: %w", ErrRejected), wire.ResultCode_RESULT_REJECTED},
 		"forbidden":              {fmt.Errorf("w: %w", apierrors.NewForbidden(pods, "p", errors.New("no"))), wire.ResultCode_RESULT_REJECTED},
-		"forbidden for now":      {fmt.Errorf("%w: %w", errNotYet, apierrors.NewForbidden(pods, "p", errors.New("no"))), wire.ResultCode_RESULT_RETRY},
+		"forbidden for now":      {fmt.Errorf("%w: %w", ErrNotYet, apierrors.NewForbidden(pods, "p", errors.New("no"))), wire.ResultCode_RESULT_RETRY},
 		"invalid":                {apierrors.NewInvalid(schema.GroupKind{Kind: "Pod"}, "p", nil), wire.ResultCode_RESULT_REJECTED},
 		"malformed":              {apierrors.NewBadRequest("no"), wire.ResultCode_RESULT_REJECTED},
 		"too large":              {apierrors.NewRequestEntityTooLargeError("no"), wire.ResultCode_RESULT_REJECTED},

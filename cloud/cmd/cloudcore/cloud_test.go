@@ -257,8 +257,8 @@ func (p *place) reports(t *testing.T) {
 	if r := e.Report(wire.ReportKind_REPORT_POD_GONE, made); r.Code != wire.ResultCode_RESULT_REJECTED || p.get(t, "busy") == nil {
 		t.Errorf("a pod that nobody deleted is reported gone: %v", r)
 	}
-	if r := e.Report(wire.ReportKind(99), made); r.Code != wire.ResultCode_RESULT_REJECTED {
-		t.Errorf("a report of an unknown kind: %v", r)
+	if r := e.Report(wire.ReportKind(99), made); r.Code != wire.ResultCode_RESULT_RETRY {
+		t.Errorf("a report of a kind that only newer hubs know: %v", r)
 	}
 	for _, o := range e.Seen().Upserts[before:] {
 		if o.Ref.Kind == wire.Kind_KIND_POD && e.Pod("pod/default/busy").Generation == made.Generation {

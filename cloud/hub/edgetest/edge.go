@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/holdfast-edge/holdfast/common/link"
@@ -39,6 +40,8 @@ type Edge struct {
 	results  map[uint64]*wire.ReportResult
 	answers  map[uint64]*wire.TokenAnswer
 	versions []uint32
+	maxKind  uint32
+	publish  func(*wire.Publish) *wire.Published
 }
 
 // Seen is what came over the present connection.
@@ -59,9 +62,20 @@ func New(t testing.TB, dialer link.Dialer, storeID string) *Edge {
 	return &Edge{
 		t: t, dialer: dialer, storeID: storeID, changed: make(chan struct{}),
 		objects: make(map[string]*wire.Object), results: make(map[uint64]*wire.ReportResult), answers: make(map[uint64]*wire.TokenAnswer),
-		versions: []uint32{wire.ProtocolVersion},
+		versions: []uint32{wire.ProtocolVersion}, maxKind: uint32(wire.KindMax),
+		publish: func(p *wire.Publish) *wire.Published {
+			return &wire.Published{Id: p.GetId(), Code: wire.ResultCode_RESULT_ACCEPTED}
+		},
 	}
 }
+
+// Knows makes the edge say that it knows kinds up to that; 0: it says nothing, as
+// old ones do.
+func (e *Edge) Knows(highest wire.Kind) { e.maxKind = uint32(highest) }
+
+// OnPublish makes the edge answer what it is asked to publish with f, which may
+// return nil for no answer. It is for use before Connect.
+func (e *Edge) OnPublish(f func(*wire.Publish) *wire.Published) { e.publish = f }
 
 // Versions makes the edge offer other protocol versions.
 func (e *Edge) Versions(v ...uint32) { e.versions = v }
@@ -72,7 +86,7 @@ func (e *Edge) Connect() {
 	conn := e.Dial()
 	e.mu.Lock()
 	e.conn, e.seen = conn, Seen{}
-	hello := &wire.Hello{ProtocolVersions: e.versions, Digest: wire.Digest(e.refs()), EdgeVersion: "edgetest", StoreId: e.storeID}
+	hello := &wire.Hello{ProtocolVersions: e.versions, Digest: wire.Digest(e.refs()), EdgeVersion: "edgetest", StoreId: e.storeID, MaxKind: e.maxKind}
 	e.mu.Unlock()
 	if err := send(conn, &wire.EdgeMessage{Body: &wire.EdgeMessage_Hello{Hello: hello}}); err != nil {
 		e.t.Fatalf("say hello: %v", err)
@@ -192,6 +206,10 @@ func (e *Edge) take(m *wire.HubMessage, size int) (*wire.EdgeMessage, error) {
 			return nil, errors.New("the digest of Synced is not that of what the edge holds")
 		}
 		s.Synced++
+	case *wire.HubMessage_Publish:
+		if answer := e.publish(body.Publish); answer != nil {
+			return &wire.EdgeMessage{Body: &wire.EdgeMessage_Published{Published: answer}}, nil
+		}
 	case *wire.HubMessage_Claimed:
 		s.Claimed++
 	case *wire.HubMessage_ReportResult:
@@ -235,6 +253,7 @@ func (e *Edge) WaitObjects(what string, ok func(map[string]*wire.Object) bool) {
 func Name(r *wire.ObjectRef) string {
 	kind := map[wire.Kind]string{
 		wire.Kind_KIND_POD: "pod", wire.Kind_KIND_CONFIG_MAP: "configmap", wire.Kind_KIND_SECRET: "secret", wire.Kind_KIND_NODE: "node",
+		wire.Kind_KIND_DEVICE_MODEL: "devicemodel", wire.Kind_KIND_DEVICE: "device", wire.Kind_KIND_ROUTE: "route",
 	}[r.GetKind()]
 	return kind + "/" + r.GetNamespace() + "/" + r.GetName()
 }
@@ -320,6 +339,22 @@ func (e *Edge) Send(kind wire.ReportKind, object marshaler) uint64 {
 	if err != nil {
 		e.t.Fatal(err)
 	}
+	return e.SendBytes(kind, payload)
+}
+
+// ReportMessage is Report for what is not of Kubernetes.
+func (e *Edge) ReportMessage(kind wire.ReportKind, m proto.Message) *wire.ReportResult {
+	e.t.Helper()
+	payload, err := proto.Marshal(m)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	return e.Result(e.SendBytes(kind, payload))
+}
+
+// SendBytes is Send for what is encoded already.
+func (e *Edge) SendBytes(kind wire.ReportKind, payload []byte) uint64 {
+	e.t.Helper()
 	e.mu.Lock()
 	e.nextID++
 	n, conn := e.nextID, e.conn
