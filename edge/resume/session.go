@@ -29,6 +29,7 @@ type Action struct {
 	Result      *wire.ReportResult      // for the outbox
 	Token       *wire.TokenAnswer       // for whoever asked
 	Certificate *wire.CertificateAnswer // for whoever asked
+	Publish     *wire.Publish           // for the node's broker
 }
 
 // Errors that end a session; test with errors.Is.
@@ -66,6 +67,7 @@ func (e *GoodbyeError) Error() string {
 func Hello(digest []byte, version, storeID string) *wire.EdgeMessage {
 	return &wire.EdgeMessage{Body: &wire.EdgeMessage_Hello{Hello: &wire.Hello{
 		ProtocolVersions: []uint32{wire.ProtocolVersion}, Digest: digest, EdgeVersion: version, StoreId: storeID,
+		MaxKind: uint32(wire.KindMax),
 	}}}
 }
 
@@ -120,6 +122,8 @@ func (s *Session) Receive(m *wire.HubMessage) ([]Action, error) {
 		return []Action{{Token: body.TokenAnswer}}, nil
 	case *wire.HubMessage_CertificateAnswer:
 		return []Action{{Certificate: body.CertificateAnswer}}, nil
+	case *wire.HubMessage_Publish:
+		return []Action{{Publish: body.Publish}}, nil
 	}
 	return nil, nil
 }

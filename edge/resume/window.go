@@ -9,8 +9,16 @@ import (
 	"github.com/holdfast-edge/holdfast/common/wire"
 )
 
-// WindowSize is how many reports may be sent and not answered.
-const WindowSize = 32
+const (
+	// WindowSize is how many reports may be sent and not answered.
+	WindowSize = 32
+	// SourcedSize is how many of them may be of sources: however many devices have
+	// something to say, pods are heard.
+	SourcedSize = WindowSize / 2
+	// FirstSourced is the first id that the outbox never gives: from here on are
+	// reports of sources, which go after the outbox's statuses.
+	FirstSourced = uint64(1) << 63
+)
 
 const (
 	// RETRY answers are tried again after 1 s, 2 s, 4 s ... 30 s, halved at random.
@@ -32,6 +40,7 @@ type Window struct {
 
 	keyed, events []Waiting // not sent, by id
 	flying        map[uint64]Waiting
+	sourced       int              // of flying
 	lanes         map[string]*lane // by key; "" is the events'
 
 	// Highest ids taken over from the outbox.
@@ -86,8 +95,10 @@ func (w *Window) Add(rows []Waiting) {
 			w.eventsUpTo = max(w.eventsUpTo, r.ID)
 			continue
 		}
-		w.keyed = append(w.keyed, r)
-		w.keyedUpTo = max(w.keyedUpTo, r.ID)
+		w.queue(&w.keyed, r)
+		if r.ID < FirstSourced {
+			w.keyedUpTo = max(w.keyedUpTo, r.ID)
+		}
 	}
 }
 
@@ -98,6 +109,9 @@ func (w *Window) Next(now time.Time) (Waiting, bool) {
 		return Waiting{}, false
 	}
 	for i, r := range w.keyed {
+		if r.ID >= FirstSourced && w.sourced >= SourcedSize {
+			break // those behind it are sources', too
+		}
 		if l := w.lane(r.Key); l.flying == 0 && !l.until.After(now) {
 			w.keyed = slices.Delete(w.keyed, i, i+1)
 			return w.launch(r), true
@@ -113,6 +127,9 @@ func (w *Window) Next(now time.Time) (Waiting, bool) {
 
 func (w *Window) launch(r Waiting) Waiting {
 	w.flying[r.ID] = r
+	if r.ID >= FirstSourced {
+		w.sourced++
+	}
 	w.lane(r.Key).flying++
 	return r
 }
@@ -124,6 +141,9 @@ func (w *Window) land(id uint64) (Waiting, bool) {
 		return r, false
 	}
 	delete(w.flying, id)
+	if id >= FirstSourced {
+		w.sourced--
+	}
 	w.lane(r.Key).flying--
 	return r, true
 }
@@ -158,9 +178,14 @@ func (w *Window) Answer(id uint64, code wire.ResultCode, now time.Time) (settle 
 	if r.Key == "" {
 		list = &w.events
 	}
+	w.queue(list, r)
+	return false
+}
+
+// queue puts a report where it belongs by its id.
+func (w *Window) queue(list *[]Waiting, r Waiting) {
 	i, _ := slices.BinarySearchFunc(*list, r, func(a, b Waiting) int { return cmp.Compare(a.ID, b.ID) })
 	*list = slices.Insert(*list, i, r)
-	return false
 }
 
 // tidy forgets a lane with nothing under way and nothing to wait for.
@@ -185,7 +210,9 @@ func (w *Window) Due() time.Time {
 		}
 	}
 	for _, r := range w.keyed {
-		consider(r)
+		if r.ID < FirstSourced || w.sourced < SourcedSize {
+			consider(r)
+		}
 	}
 	if len(w.events) > 0 {
 		consider(w.events[0])

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/holdfast-edge/holdfast/common/link"
@@ -46,6 +47,10 @@ type Options struct {
 	Wake <-chan struct{}
 	// Credential renews the node's certificate; nil: it is not renewed.
 	Credential Credential
+	// Sources have reports beside the outbox of Store.
+	Sources []Source
+	// Publish publishes what the hub asks for, for edge/route; nil: nobody does.
+	Publish func(ctx context.Context, p *wire.Publish) error
 }
 
 // State is what is known of the line.
@@ -185,7 +190,8 @@ func (u *Uplink) attempt(ctx context.Context) (lasted time.Duration, err error) 
 		return 0, err
 	}
 	ctx, cancel = context.WithCancel(ctx)
-	c := &conversation{u: u, conn: conn, out: newSender(), window: resume.NewWindow(upTo), unread: true, tokens: make(map[uint64]chan<- *wire.TokenAnswer)}
+	c := &conversation{u: u, conn: conn, out: newSender(), window: resume.NewWindow(upTo), unread: true,
+		sourced: make(map[uint64]*sourced), published: make(chan *wire.EdgeMessage, maxPublishing), tokens: make(map[uint64]chan<- *wire.TokenAnswer)}
 	var group sync.WaitGroup
 	incoming := make(chan received)
 	group.Go(func() { c.readAll(ctx, incoming) })
@@ -217,6 +223,12 @@ type conversation struct {
 	openedAt time.Time
 	unread   bool     // the outbox may hold what the window does not know of
 	settled  []uint64 // answered reports that the store does not know of yet
+
+	sourced     map[uint64]*sourced // what the window holds of sources, by id
+	lastSourced uint64
+
+	publishing atomic.Int32           // messages of the hub on their way to the broker
+	published  chan *wire.EdgeMessage // answers about them
 
 	lastAsk uint64 // number of the last request, for a token or a certificate
 	tokens  map[uint64]chan<- *wire.TokenAnswer
@@ -265,6 +277,7 @@ func (c *conversation) run(ctx context.Context, incoming <-chan received) error 
 	c.renewal.due.Stop()
 	defer c.renewal.due.Stop()
 	defer func() { c.flush(context.WithoutCancel(ctx)) }()
+	fresh := c.begin(ctx)
 	for {
 		waited := len(c.settled) > 0
 		select {
@@ -281,6 +294,11 @@ func (c *conversation) run(ctx context.Context, incoming <-chan received) error 
 			}
 		case <-c.u.opts.Store.OutboxChanged():
 			c.unread = true
+		case <-fresh:
+		case m := <-c.published:
+			if err := c.send(m); err != nil {
+				return err
+			}
 		case <-again.C:
 		case <-flush.C:
 			flush.Stop()
@@ -385,6 +403,8 @@ func (c *conversation) do(ctx context.Context, a resume.Action) ([]resume.Action
 		}
 	case a.Certificate != nil:
 		c.renewed(a.Certificate)
+	case a.Publish != nil:
+		c.publish(ctx, a.Publish)
 	}
 	return nil, nil
 }
@@ -406,13 +426,13 @@ func (c *conversation) report(ctx context.Context, again *time.Timer) error {
 	if !c.session.MayReport() {
 		return nil
 	}
-	st := c.u.opts.Store
 	if err := c.fill(ctx); err != nil {
 		return err
 	}
+	c.collect()
 	now := time.Now()
 	for r, ok := c.window.Next(now); ok; r, ok = c.window.Next(now) {
-		full, err := st.OutboxReport(ctx, r.ID)
+		full, err := c.compose(ctx, r.ID)
 		if errors.Is(err, store.ErrNotFound) {
 			c.window.Gone(r.ID)
 			continue
@@ -468,6 +488,9 @@ const settleEvery = 200 * time.Millisecond
 
 func (c *conversation) settle(r *wire.ReportResult) {
 	c.u.count.answered(r.GetCode())
+	if c.answeredSource(r) {
+		return
+	}
 	if !c.window.Answer(r.GetId(), r.GetCode(), time.Now()) {
 		return
 	}

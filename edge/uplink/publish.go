@@ -1,0 +1,45 @@
+package uplink
+
+import (
+	"context"
+
+	"github.com/holdfast-edge/holdfast/common/wire"
+)
+
+// maxPublishing is how many messages of the hub may be on their way to the broker.
+const maxPublishing = 16
+
+// publish hands a message of the hub to the node's broker beside the conversation,
+// and answers when the broker has it.
+func (c *conversation) publish(ctx context.Context, p *wire.Publish) {
+	answer := func(code wire.ResultCode, message string) *wire.EdgeMessage {
+		return &wire.EdgeMessage{Body: &wire.EdgeMessage_Published{Published: &wire.Published{Id: p.GetId(), Code: code, Message: message}}}
+	}
+	if c.u.opts.Publish == nil {
+		c.reply(ctx, answer(wire.ResultCode_RESULT_REJECTED, "this node serves no MQTT"))
+		return
+	}
+	if c.publishing.Add(1) > maxPublishing {
+		c.publishing.Add(-1)
+		c.reply(ctx, answer(wire.ResultCode_RESULT_RETRY, "too many messages at a time"))
+		return
+	}
+	go func() {
+		defer c.publishing.Add(-1)
+		if err := c.u.opts.Publish(ctx, p); err != nil {
+			c.reply(ctx, answer(wire.ResultCode_RESULT_RETRY, err.Error()))
+			return
+		}
+		c.reply(ctx, answer(wire.ResultCode_RESULT_ACCEPTED, ""))
+	}()
+}
+
+// reply has an answer sent by the conversation's goroutine.
+func (c *conversation) reply(ctx context.Context, m *wire.EdgeMessage) {
+	go func() {
+		select {
+		case c.published <- m:
+		case <-ctx.Done():
+		}
+	}()
+}
