@@ -224,8 +224,8 @@ func desires(property, value string) v1beta1.DeviceProperty {
 	return v1beta1.DeviceProperty{Name: property, Desired: &v1beta1.TwinProperty{Value: value}}
 }
 
-// apply is the hub's word; it is in force when it returns.
-func (n *node) apply(objects ...any) {
+// put is the hub's word.
+func (n *node) put(objects ...any) {
 	n.t.Helper()
 	var upserts []*wire.Object
 	for _, o := range objects {
@@ -241,6 +241,12 @@ func (n *node) apply(objects ...any) {
 		upserts = append(upserts, &wire.Object{Ref: ref, Payload: b})
 	}
 	must(n.t, n.store.Apply(n.t.Context(), upserts, nil))
+}
+
+// apply is put; what it says is in force when it returns.
+func (n *node) apply(objects ...any) {
+	n.t.Helper()
+	n.put(objects...)
 	for _, o := range objects {
 		if d, ok := o.(*v1beta1.Device); ok {
 			eventually(n.t, "device "+d.Name+" is there", func() bool {
