@@ -3,7 +3,7 @@
 // tolerations of the two taints that the node lifecycle controller puts on
 // silent nodes, and the annotation that remembers what they were.
 // cloud/cmd/cloudcore runs it over what passes by in cloud/watch; among several
-// hubs one does it for all nodes. It holds no pod, never touches a pod of a node
+// hubs one does it for all nodes, and what else one does for all. It holds no pod, never touches a pod of a node
 // that is no edge, and deletes nothing.
 package autonomy
 
@@ -45,6 +45,9 @@ type Options struct {
 	Log     *slog.Logger
 	Hub     string // name of this hub: two hubs of one name would both patch
 	Timing  Timing
+	// Also runs while this hub leads, until its context ends: what else one hub does
+	// for all. nil: nothing.
+	Also func(ctx context.Context)
 }
 
 // Keeper patches pods as long as it leads.
@@ -54,6 +57,7 @@ type Keeper struct {
 	log     *slog.Logger
 	hub     string
 	timing  Timing
+	also    func(ctx context.Context)
 
 	leading          atomic.Bool
 	patches, refused atomic.Uint64
@@ -82,7 +86,7 @@ const (
 
 // New returns a Keeper. It is for use before cloud/watch runs.
 func New(o Options) *Keeper {
-	k := &Keeper{client: o.Client, cluster: o.Cluster, log: o.Log, hub: o.Hub, timing: o.Timing.withDefaults()}
+	k := &Keeper{client: o.Client, cluster: o.Cluster, log: o.Log, hub: o.Hub, timing: o.Timing.withDefaults(), also: o.Also}
 	o.Cluster.OnPod(k.look)
 	o.Cluster.OnNode(k.lookAtNode)
 	return k
@@ -105,6 +109,9 @@ func (k *Keeper) lead(ctx context.Context) {
 			for k.step(ctx, queue) {
 			}
 		})
+	}
+	if k.also != nil {
+		all.Go(func() { k.also(ctx) })
 	}
 	<-ctx.Done()
 	queue.ShutDown()

@@ -29,7 +29,6 @@ import (
 
 	"github.com/holdfast-edge/holdfast/cloud/crd"
 	"github.com/holdfast-edge/holdfast/cloud/roster"
-	"github.com/holdfast-edge/holdfast/common/api/devices/v1beta1"
 	"github.com/holdfast-edge/holdfast/common/wire"
 )
 
@@ -58,7 +57,7 @@ type Cluster struct {
 	onPod  []func(*corev1.Pod) // set before Run
 	onNode []func(n *corev1.Node, gone bool)
 
-	onDevice []func(*v1beta1.Device)
+	onDevice []onDevice
 
 	mu        sync.Mutex
 	followers map[string][]chan struct{}

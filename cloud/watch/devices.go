@@ -84,16 +84,32 @@ func (p passingDevices) listed(obj runtime.Object, gone bool) {
 	p.shelf.listed(obj, gone)
 }
 
+func (p passingDevices) started(version string) {
+	p.shelf.started(version)
+	for _, f := range p.cluster.onDevice {
+		f.anew()
+	}
+}
+
 func (c *Cluster) devicePasses(obj runtime.Object, gone bool) {
 	if d, ok := obj.(*v1beta1.Device); ok && !gone {
 		for _, f := range c.onDevice {
-			f(d)
+			f.one(d)
 		}
 	}
 }
 
-// OnDevice is OnPod for devices, also those of no node.
-func (c *Cluster) OnDevice(f func(*v1beta1.Device)) { c.onDevice = append(c.onDevice, f) }
+// onDevice is somebody who looks at devices.
+type onDevice struct {
+	one  func(*v1beta1.Device)
+	anew func()
+}
+
+// OnDevices is OnPod for devices, also those of no node. anew is called when they
+// begin to be followed: those that were there before do not pass by.
+func (c *Cluster) OnDevices(f func(*v1beta1.Device), anew func()) {
+	c.onDevice = append(c.onDevice, onDevice{f, anew})
+}
 
 func placeDevice(obj runtime.Object) (node, key, version string) {
 	d, ok := obj.(*v1beta1.Device)

@@ -10,15 +10,18 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/holdfast-edge/holdfast/cloud/asnode"
+	"github.com/holdfast-edge/holdfast/cloud/crd"
 	"github.com/holdfast-edge/holdfast/common/config"
 )
 
 // clients speak to the apiserver.
 type clients struct {
-	own      kubernetes.Interface
-	asNode   kubernetes.Interface
-	metadata metadata.Interface
-	requests *requests // of all of them
+	own           kubernetes.Interface
+	asNode        kubernetes.Interface
+	metadata      metadata.Interface
+	devices       *crd.Client
+	devicesAsNode *crd.Client // devices, as the node of the context
+	requests      *requests   // of all of them
 }
 
 func newClients(cfg config.Cloud) (*clients, error) {
@@ -44,6 +47,12 @@ func newClients(cfg config.Cloud) (*clients, error) {
 	}
 	if c.metadata, err = metadata.NewForConfig(metadata.ConfigFor(rc)); err != nil {
 		return nil, fmt.Errorf("make the apiserver's metadata client: %w", err)
+	}
+	if c.devices, err = crd.New(rc); err != nil {
+		return nil, err
+	}
+	if c.devicesAsNode, err = crd.New(asnode.Config(rc)); err != nil {
+		return nil, err
 	}
 	return c, nil
 }

@@ -22,6 +22,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/holdfast-edge/holdfast/cloud/autonomy"
+	"github.com/holdfast-edge/holdfast/cloud/device"
 	"github.com/holdfast-edge/holdfast/cloud/enroll"
 	"github.com/holdfast-edge/holdfast/cloud/hub"
 	"github.com/holdfast-edge/holdfast/cloud/identity"
@@ -89,7 +90,7 @@ func serve(ctx context.Context, cfg config.Cloud, log *slog.Logger) error {
 	}
 	defer door.close()
 
-	cluster, err := watch.New(watch.Options{Client: clients.own, AsNode: clients.asNode, Metadata: clients.metadata, Log: log})
+	cluster, err := watch.New(watch.Options{Client: clients.own, AsNode: clients.asNode, Metadata: clients.metadata, Devices: clients.devices, Log: log})
 	if err != nil {
 		return err
 	}
@@ -98,18 +99,20 @@ func serve(ctx context.Context, cfg config.Cloud, log *slog.Logger) error {
 		return err
 	}
 	reports := report.New(report.Options{Client: clients.own, AsNode: clients.asNode, Hub: hubName(cfg), Log: log})
+	twins := device.NewWriter(device.WriterOptions{Client: clients.devices, AsNode: clients.devicesAsNode, Known: cluster, Reports: reports})
+	devices := device.NewKeeper(device.KeeperOptions{Client: clients.devices, Nodes: clients.own, Cluster: cluster, Log: log})
 	var nodes *hub.Hub
 	revoked := enroll.NewRevocations(enroll.RevocationsOptions{Client: clients.own, Log: log,
 		OnRevoked: func(node string, before time.Time) { nodes.Revoke(node, before) }})
 	joins := enroll.New(enroll.Options{Client: clients.own, CA: self.CA(), TTL: cfg.NodeCertificateTTL.Duration, RenewGrace: cfg.RenewGrace.Duration, Revocations: revoked, Log: log})
-	nodes = hub.New(hub.Options{Cluster: cluster, Reports: reports, Certificates: joins, Admit: revoked.Admit, Log: log, Version: version})
-	keeper := autonomy.New(autonomy.Options{Client: clients.own, Cluster: cluster, Log: log, Hub: hubName(cfg)})
+	nodes = hub.New(hub.Options{Cluster: cluster, Reports: reports, Devices: twins, Certificates: joins, Admit: revoked.Admit, Log: log, Version: version})
+	keeper := autonomy.New(autonomy.Options{Client: clients.own, Cluster: cluster, Log: log, Hub: hubName(cfg), Also: devices.Lead})
 	acceptor, links, err := door.accept(link.AcceptOptions{Timing: link.Timing{KeepAlive: cfg.KeepAlive.Duration, UserTimeout: cfg.LineTimeout.Duration}, Admit: revoked.Admit, Log: log}, self)
 	if err != nil {
 		return err
 	}
 	defer acceptor.Close()
-	figures := metricsHandler(clients.requests, cluster.Synced, nodes.WriteMetrics, cluster.WriteMetrics, keeper.WriteMetrics, door.strangers.WriteMetrics)
+	figures := metricsHandler(clients.requests, cluster.Synced, nodes.WriteMetrics, cluster.WriteMetrics, keeper.WriteMetrics, twins.WriteMetrics, devices.WriteMetrics, door.strangers.WriteMetrics)
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return cluster.Run(ctx) })

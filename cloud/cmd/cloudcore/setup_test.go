@@ -1,13 +1,12 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"io"
-	"io/fs"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -15,11 +14,10 @@ import (
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
@@ -27,6 +25,7 @@ import (
 
 	"github.com/holdfast-edge/holdfast/build/manifests"
 	"github.com/holdfast-edge/holdfast/cloud/hub/edgetest"
+	"github.com/holdfast-edge/holdfast/common/adm/install"
 	"github.com/holdfast-edge/holdfast/common/config"
 	enrolled "github.com/holdfast-edge/holdfast/common/enrollment/cluster"
 	"github.com/holdfast-edge/holdfast/common/link"
@@ -52,13 +51,19 @@ type place struct {
 	logs    *record
 	stop    func()
 
-	keepAlive time.Duration // of the edges
+	keepAlive   time.Duration // of the edges
+	withDevices bool          // the cluster has the CRDs
 }
 
 func newPlace(t testing.TB) *place { return newPlaceWith(t, keepAlive) }
 
 // newPlaceWith is newPlace with another keepalive on the line.
 func newPlaceWith(t testing.TB, keepAlive time.Duration) *place {
+	t.Helper()
+	return newPlaceOf(t, &place{keepAlive: keepAlive, withDevices: true})
+}
+
+func newPlaceOf(t testing.TB, p *place) *place {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
@@ -72,7 +77,7 @@ func newPlaceWith(t testing.TB, keepAlive time.Duration) *place {
 			t.Log(err)
 		}
 	})
-	p := &place{cluster: c, client: c.Client(), logs: new(record), keepAlive: keepAlive}
+	p.cluster, p.client, p.logs = c, c.Client(), new(record)
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("cloudcore said:\n%s", p.logs)
@@ -85,7 +90,7 @@ func newPlaceWith(t testing.TB, keepAlive time.Duration) *place {
 	p.config = filepath.Join(dir, "cloudcore.yaml")
 	text, err := config.Encode(config.Cloud{
 		Kubeconfig: p.kubeconfig(t, dir), Listen: "127.0.0.1:0", QUIC: true, HealthListen: "127.0.0.1:0", AdvertiseAddresses: []string{"127.0.0.1"},
-		DataDir: filepath.Join(dir, "cloud"), KeepAlive: config.Duration{Duration: keepAlive}, LogLevel: "debug",
+		DataDir: filepath.Join(dir, "cloud"), KeepAlive: config.Duration{Duration: p.keepAlive}, LogLevel: "debug",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -100,43 +105,22 @@ func newPlaceWith(t testing.TB, keepAlive time.Duration) *place {
 // apply creates what build/manifests holds.
 func (p *place) apply(t testing.TB) {
 	t.Helper()
-	err := fs.WalkDir(manifests.Files, ".", func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		text, err := manifests.Files.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		for _, doc := range bytes.Split(text, []byte("\n---\n")) {
-			obj, _, err := scheme.Codecs.UniversalDeserializer().Decode(doc, nil, nil)
-			if err != nil {
-				return err
-			}
-			ctx, o := t.Context(), metav1.CreateOptions{}
-			switch obj := obj.(type) {
-			case *corev1.Namespace:
-				_, err = p.client.CoreV1().Namespaces().Create(ctx, obj, o)
-			case *corev1.ServiceAccount:
-				_, err = p.client.CoreV1().ServiceAccounts(obj.Namespace).Create(ctx, obj, o)
-			case *corev1.Secret:
-				_, err = p.client.CoreV1().Secrets(obj.Namespace).Create(ctx, obj, o)
-			case *rbacv1.ClusterRole:
-				_, err = p.client.RbacV1().ClusterRoles().Create(ctx, obj, o)
-			case *rbacv1.ClusterRoleBinding:
-				_, err = p.client.RbacV1().ClusterRoleBindings().Create(ctx, obj, o)
-			case *rbacv1.Role:
-				_, err = p.client.RbacV1().Roles(obj.Namespace).Create(ctx, obj, o)
-			case *rbacv1.RoleBinding:
-				_, err = p.client.RbacV1().RoleBindings(obj.Namespace).Create(ctx, obj, o)
-			}
-			if err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	rc, err := p.cluster.RestConfig()
 	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := install.New(rc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects, err := install.Objects(manifests.Files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !p.withDevices {
+		objects = slices.DeleteFunc(objects, func(o *unstructured.Unstructured) bool { return o.GetKind() == "CustomResourceDefinition" })
+	}
+	if err := in.Apply(t.Context(), objects); err != nil {
 		t.Fatalf("apply the manifests: %v", err)
 	}
 }
