@@ -26,35 +26,49 @@ func (a *App) Status(ctx context.Context, o StatusOptions) error {
 	if o.Output != "table" && o.Output != "json" {
 		return usage("--output %q: use table or json", o.Output)
 	}
-	if o.RunDir == "" {
-		o.RunDir = config.DefaultEdge().RunDir
-		path := o.Config
-		if path == "" {
-			path = config.EdgePath
-		}
-		if o.Config != "" || exists(path) {
-			c, err := config.LoadEdge(path)
-			if err != nil {
-				return err
-			}
-			o.RunDir = c.RunDir
-		}
-	}
-	s, err := localstatus.Get(ctx, o.RunDir)
-	if errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("%w; run it with sudo", err)
-	}
+	runDir, err := o.runDir()
 	if err != nil {
 		return err
 	}
+	s, err := localstatus.Get(ctx, runDir)
+	if err != nil {
+		return asRoot(err)
+	}
 	if o.Output == "json" {
-		b, err := json.MarshalIndent(s, "", "  ")
-		if err == nil {
-			a.printf("%s\n", b)
-		}
-		return err
+		return a.json(s)
 	}
 	return a.table(s)
+}
+
+// runDir is where the edgecore to ask has its socket.
+func (o StatusOptions) runDir() (string, error) {
+	if o.RunDir != "" {
+		return o.RunDir, nil
+	}
+	path := o.Config
+	if path == "" {
+		path = config.EdgePath
+	}
+	if o.Config == "" && !exists(path) {
+		return config.DefaultEdge().RunDir, nil
+	}
+	c, err := config.LoadEdge(path)
+	return c.RunDir, err
+}
+
+func asRoot(err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w; run it with sudo", err)
+	}
+	return err
+}
+
+func (a *App) json(document any) error {
+	b, err := json.MarshalIndent(document, "", "  ")
+	if err == nil {
+		a.printf("%s\n", b)
+	}
+	return err
 }
 
 func (a *App) table(s localstatus.Status) error {

@@ -93,6 +93,40 @@ type Edge struct {
 	// MetricsListen is the address of /metrics, in plain HTTP, for whoever can reach
 	// it; empty: they are to be had on the socket in RunDir alone.
 	MetricsListen string `json:"metricsListen,omitempty"`
+	// MQTT is how devices and programs on the node are served over MQTT.
+	MQTT MQTT `json:"mqtt,omitzero"`
+	// DMISocket is where mappers register; empty: dmi.sock in RunDir.
+	DMISocket string `json:"dmiSocket,omitempty"`
+	// DevicesListen is the address of the devices' HTTP API, for whoever can reach it;
+	// empty: it is to be had on devices.sock in RunDir alone.
+	DevicesListen string `json:"devicesListen,omitempty"`
+}
+
+// MQTT says which broker the node's devices use.
+type MQTT struct {
+	// Mode is auto, embedded, external or off. auto is external where Broker is set,
+	// and else the embedded broker from the node's first Device or Route on.
+	Mode string `json:"mode,omitempty"`
+	// Listen lists addresses of the embedded broker; empty: 127.0.0.1:1883.
+	Listen []string `json:"listen,omitempty"`
+	// TLSCert and TLSKey make the embedded broker speak TLS; with ClientCA clients must
+	// show a certificate of it.
+	TLSCert  string `json:"tlsCert,omitempty"`
+	TLSKey   string `json:"tlsKey,omitempty"`
+	ClientCA string `json:"clientCA,omitempty"`
+	// PasswordFile holds the embedded broker's users, as mosquitto_passwd writes it; a
+	// user NAMESPACE/NAME is that device, any other a program.
+	PasswordFile string `json:"passwordFile,omitempty"`
+	// Broker is the external broker: tcp, ssl, ws or wss://HOST:PORT. The keys below
+	// are for it alone.
+	Broker   string `json:"broker,omitempty"`
+	User     string `json:"user,omitempty"`
+	Password string `json:"password,omitempty"`
+	// UserPasswordFile holds the password of User, instead of Password.
+	UserPasswordFile string `json:"userPasswordFile,omitempty"`
+	CAFile           string `json:"caFile,omitempty"`
+	CertFile         string `json:"certFile,omitempty"`
+	KeyFile          string `json:"keyFile,omitempty"`
 }
 
 // Cloud is the config of cloudcore.

@@ -73,15 +73,8 @@ func decode(text []byte, into any) error {
 			return fmt.Errorf("not YAML of the form \"key: value\": %w", err)
 		}
 	}
-	known := knownKeys(into)
-	for _, key := range slices.Sorted(mapKeys(keys)) {
-		if slices.Contains(known, key) {
-			continue
-		}
-		if near := nearest(key, known); near != "" {
-			return fmt.Errorf("unknown key %q: did you mean %q?", key, near)
-		}
-		return fmt.Errorf("unknown key %q: known are %s", key, strings.Join(known, ", "))
+	if err := checkKeys(keys, reflect.TypeOf(into).Elem(), ""); err != nil {
+		return err
 	}
 	// Strict also refuses a key that is written twice.
 	if err := yaml.UnmarshalStrict(text, into); err != nil {
@@ -90,7 +83,7 @@ func decode(text []byte, into any) error {
 	return nil
 }
 
-func mapKeys(m map[string]any) func(yield func(string) bool) {
+func mapKeys[V any](m map[string]V) func(yield func(string) bool) {
 	return func(yield func(string) bool) {
 		for k := range m {
 			if !yield(k) {
@@ -100,16 +93,29 @@ func mapKeys(m map[string]any) func(yield func(string) bool) {
 	}
 }
 
-// knownKeys lists the keys of the struct that into points to.
-func knownKeys(into any) []string {
-	t := reflect.TypeOf(into).Elem()
-	var keys []string
+// checkKeys refuses keys that a struct does not have, and those of the structs in it.
+func checkKeys(keys map[string]any, t reflect.Type, within string) error {
+	fields := make(map[string]reflect.Type, t.NumField())
 	for i := range t.NumField() {
 		key, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
-		keys = append(keys, key)
+		fields[key] = t.Field(i).Type
 	}
-	slices.Sort(keys)
-	return keys
+	known := slices.Sorted(mapKeys(fields))
+	for _, key := range slices.Sorted(mapKeys(keys)) {
+		field, ok := fields[key]
+		if !ok {
+			if near := nearest(key, known); near != "" {
+				return fmt.Errorf("unknown key %q: did you mean %q?", within+key, within+near)
+			}
+			return fmt.Errorf("unknown key %q: known are %s", within+key, strings.Join(known, ", "))
+		}
+		if inner, ok := keys[key].(map[string]any); ok && field.Kind() == reflect.Struct {
+			if err := checkKeys(inner, field, within+key+"."); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // nearest is the known key that key is probably meant to be, or "".

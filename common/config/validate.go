@@ -113,6 +113,17 @@ func (c Edge) Validate() error {
 			bad("metricsListen", "%v", err)
 		}
 	}
+	if c.DevicesListen != "" {
+		if err := checkHostPort(c.DevicesListen, false); err != nil {
+			bad("devicesListen", "%v", err)
+		}
+	}
+	if c.DMISocket != "" && !filepath.IsAbs(c.DMISocket) {
+		bad("dmiSocket", "%q is not an absolute path", c.DMISocket)
+	}
+	if !slices.Contains([]string{"", "auto", "embedded", "external", "off"}, c.MQTT.Mode) {
+		bad("mqtt", "mode %q is unknown: use auto, embedded, external or off", c.MQTT.Mode)
+	}
 	if d := c.StatusInterval.Duration; d < time.Second || d > time.Hour {
 		bad("statusInterval", "%s is not between 1s and 1h", d)
 	}

@@ -70,11 +70,11 @@ type Store struct {
 }
 
 // Serve answers GET /status on the socket in runDir (mode 0600) until ctx ends,
-// and GET /metrics where metrics is not nil. It takes the place of a socket that
-// nobody listens on any more.
-func Serve(ctx context.Context, runDir string, status func(context.Context) Status, metrics http.Handler) error {
+// GET /metrics, and what devices serves. It takes the place of a socket that nobody
+// listens on any more.
+func Serve(ctx context.Context, runDir string, status func(context.Context) Status, metrics, devices http.Handler) error {
 	path := filepath.Join(runDir, SocketName)
-	listener, err := listen(path)
+	listener, err := Listen(path, 0o600)
 	if err != nil {
 		return fmt.Errorf("serve the local status on %s: %w", path, err)
 	}
@@ -86,6 +86,10 @@ func Serve(ctx context.Context, runDir string, status func(context.Context) Stat
 	if metrics != nil {
 		mux.Handle("GET /metrics", metrics)
 	}
+	if devices != nil {
+		mux.Handle(DevicesPath, devices)
+		mux.Handle(DevicesPath+"/", devices)
+	}
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 8 << 10}
 	stop := context.AfterFunc(ctx, func() { server.Close() })
 	defer stop()
@@ -95,9 +99,10 @@ func Serve(ctx context.Context, runDir string, status func(context.Context) Stat
 	return nil
 }
 
-// listen makes the socket under a name of this process and renames it into
-// place, so that it never exists with another mode.
-func listen(path string) (net.Listener, error) {
+// Listen makes a socket under a name of this process and renames it into place, so
+// that it never exists with another mode. It takes the place of one that nobody
+// listens on any more.
+func Listen(path string, mode fs.FileMode) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
@@ -114,7 +119,7 @@ func listen(path string) (net.Listener, error) {
 		return nil, err
 	}
 	listener.(*net.UnixListener).SetUnlinkOnClose(false)
-	if err := errors.Join(os.Chmod(temp, 0o600), os.Rename(temp, path)); err != nil {
+	if err := errors.Join(os.Chmod(temp, mode), os.Rename(temp, path)); err != nil {
 		return nil, errors.Join(err, listener.Close(), os.Remove(temp))
 	}
 	return &unlinking{Listener: listener, path: path}, nil
@@ -138,7 +143,12 @@ func (l *unlinking) Close() error {
 var ErrNotRunning = errors.New("edgecore is not running")
 
 // Get asks the edgecore whose run directory it is.
-func Get(ctx context.Context, runDir string) (Status, error) {
+func Get(ctx context.Context, runDir string) (s Status, err error) {
+	return s, get(ctx, runDir, "/status", &s)
+}
+
+// get reads one JSON document from edgecore's socket.
+func get(ctx context.Context, runDir, document string, into any) error {
 	path := filepath.Join(runDir, SocketName)
 	transport := &http.Transport{
 		DisableKeepAlives: true,
@@ -146,24 +156,23 @@ func Get(ctx context.Context, runDir string) (Status, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", path)
 		},
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://edgecore/status", nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://edgecore"+document, nil)
 	if err != nil {
-		return Status{}, err
+		return err
 	}
 	response, err := (&http.Client{Transport: transport}).Do(request)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
-			return Status{}, fmt.Errorf("%w (nothing answers on %s): start it with `systemctl start edgecore`, or see why it stopped with `journalctl -u edgecore`", ErrNotRunning, path)
+			return fmt.Errorf("%w (nothing answers on %s): start it with `systemctl start edgecore`, or see why it stopped with `journalctl -u edgecore`", ErrNotRunning, path)
 		}
-		return Status{}, fmt.Errorf("ask edgecore on %s: %w", path, err)
+		return fmt.Errorf("ask edgecore on %s: %w", path, err)
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK {
-		return Status{}, fmt.Errorf("ask edgecore on %s: %s", path, response.Status)
+		return fmt.Errorf("ask edgecore on %s: %s", path, response.Status)
 	}
-	var s Status
-	if err := json.NewDecoder(response.Body).Decode(&s); err != nil {
-		return Status{}, fmt.Errorf("read edgecore's answer on %s: %w", path, err)
+	if err := json.NewDecoder(response.Body).Decode(into); err != nil {
+		return fmt.Errorf("read edgecore's answer on %s: %w", path, err)
 	}
-	return s, nil
+	return nil
 }

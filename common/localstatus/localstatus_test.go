@@ -15,7 +15,7 @@ func serve(t *testing.T, dir string, s Status) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- Serve(ctx, dir, func(context.Context) Status { return s }, nil) }()
+	go func() { done <- Serve(ctx, dir, func(context.Context) Status { return s }, nil, nil) }()
 	deadline := time.After(2 * time.Minute)
 	for {
 		if _, err := Get(ctx, dir); err == nil {
@@ -53,7 +53,7 @@ func TestStatusIsServedToItsOwnerOnly(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the socket: %v, %v", info, err)
 	}
-	if err := Serve(context.Background(), dir, nil, nil); err == nil {
+	if err := Serve(context.Background(), dir, nil, nil, nil); err == nil {
 		t.Error("a second server took the socket from the first")
 	}
 	stop()
@@ -65,7 +65,7 @@ func TestStatusIsServedToItsOwnerOnly(t *testing.T) {
 
 func TestSocketLeftByACrashIsTakenOver(t *testing.T) {
 	dir := t.TempDir()
-	l, err := listen(filepath.Join(dir, SocketName))
+	l, err := Listen(filepath.Join(dir, SocketName), 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}

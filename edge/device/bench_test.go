@@ -56,4 +56,3 @@ func written(b *testing.B) int64 {
 	b.Fatal("no write_bytes in /proc/self/io")
 	return 0
 }
-

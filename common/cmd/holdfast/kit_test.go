@@ -182,7 +182,7 @@ func (b *box) edgecore(begin <-chan struct{}) (stop func()) {
 					Line: localstatus.Line{Connected: true, Synced: true, Hub: b.hub.address, Since: time.Now()},
 					Pods: []localstatus.PodSummary{{Namespace: "default", Name: "web", Phase: "Running", Restarts: 2}},
 				}
-			}, nil)
+			}, nil, nil)
 		case <-ctx.Done():
 			done <- nil
 		}

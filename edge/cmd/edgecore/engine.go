@@ -33,6 +33,8 @@ type engine struct {
 	clock  pod.Clock
 	tokens *pod.Tokens
 
+	devices *devices
+
 	runtime atomic.Pointer[runtime.Runtime] // nil until it answered once
 	pods    atomic.Pointer[pod.Manager]
 }

@@ -99,12 +99,18 @@ func serve(ctx context.Context, cfg config.Edge) error {
 
 	wake := make(chan struct{}, 1)
 	certificate := credential.New(credential.Options{DataDir: cfg.DataDir, Hubs: cfg.Hub, Log: log})
-	line := uplink.New(uplink.Options{Dialer: newDialer(cfg, certificate, log), Credential: certificate, Store: st, Log: log, Version: version, Wake: wake})
-	clock, err := pod.NewClock(floor(line))
+	var line *uplink.Uplink
+	clock, err := pod.NewClock(func() time.Time { return floor(line) })
 	if err != nil {
 		return errors.Join(err, st.Close())
 	}
-	engine := &engine{cfg: cfg, log: log, store: st, line: line, clock: clock}
+	devices, err := newDevices(cfg, st, clock, log)
+	if err != nil {
+		return errors.Join(err, st.Close())
+	}
+	line = uplink.New(uplink.Options{Dialer: newDialer(cfg, certificate, log), Credential: certificate, Store: st, Log: log, Version: version, Wake: wake,
+		Sources: devices.sources(), Publish: devices.routes.PublishDown})
+	engine := &engine{cfg: cfg, log: log, store: st, line: line, clock: clock, devices: devices}
 	engine.tokens = pod.NewTokens(st, line.AskToken, clock)
 	engine.node, err = node.New(node.Options{
 		Name: cfg.NodeName, NodeIP: cfg.NodeIP, Hubs: cfg.Hub, DataDir: cfg.DataDir, MaxPods: cfg.MaxPods,
@@ -121,6 +127,7 @@ func serve(ctx context.Context, cfg config.Edge) error {
 	group.Go(func() error { return engine.run(ctx) })
 	group.Go(func() error { return engine.node.Run(ctx) })
 	group.Go(func() error { return line.Run(ctx) })
+	group.Go(func() error { return devices.run(ctx) })
 	group.Go(func() error { return watchNetwork(ctx, wake) })
 	group.Go(func() error {
 		select {
@@ -131,7 +138,7 @@ func serve(ctx context.Context, cfg config.Edge) error {
 		}
 	})
 	group.Go(func() error {
-		return localstatus.Serve(ctx, cfg.RunDir, func(ctx context.Context) localstatus.Status { return engine.status(ctx, started) }, engine.metrics())
+		return localstatus.Serve(ctx, cfg.RunDir, func(ctx context.Context) localstatus.Status { return engine.status(ctx, started) }, engine.metrics(), devices.twins.Handler())
 	})
 	group.Go(func() error { return serveMetrics(ctx, cfg.MetricsListen, engine.metrics(), log) })
 	if err := notifySystemd("READY=1"); err != nil {
@@ -175,9 +182,11 @@ func newLog(level string) (*slog.Logger, error) {
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})), nil
 }
 
-func floor(line *uplink.Uplink) func() time.Time {
-	return func() time.Time {
-		t, _ := line.HubTime()
-		return t
+// floor is the latest time of which the hub has told.
+func floor(line *uplink.Uplink) time.Time {
+	if line == nil { // it is being made
+		return time.Time{}
 	}
+	t, _ := line.HubTime()
+	return t
 }
