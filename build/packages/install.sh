@@ -10,6 +10,7 @@ packages=(
   gcc-aarch64-linux-gnu libc6-dev-arm64-cross
   gcc-arm-linux-gnueabihf libc6-dev-armhf-cross
   qemu-user-static
+  python3-pymodbus python3-serial-asyncio
   ca-certificates git
 )
 # kubectl may come from elsewhere; Debian's package is taken when there is none.
