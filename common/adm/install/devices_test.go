@@ -124,6 +124,7 @@ func TestDevicesOnARealCluster(t *testing.T) {
 	f := furnish(t)
 	t.Run("a second time", func(t *testing.T) { must(t, f.install.Apply(t.Context(), f.objects)) })
 	t.Run("samples", f.takesSamples)
+	t.Run("converted", f.takesWhatIsConverted)
 	t.Run("refusals", f.refuses)
 	t.Run("largest", f.takesTheLargest)
 	t.Run("columns", f.showsColumns)
@@ -156,6 +157,25 @@ func (f *furnished) takesSamples(t *testing.T) {
 	must(t, err)
 	if id, _, _ := unstructured.NestedInt64(meter.Object, "spec", "protocol", "configData", "slaveID"); id != 1 {
 		t.Error("what configData holds is not kept")
+	}
+}
+
+// takesWhatIsConverted: what `holdfast convert devices` makes of KubeEdge's manifests.
+func (f *furnished) takesWhatIsConverted(t *testing.T) {
+	outputs, err := filepath.Glob("../convert/testdata/*/out.yaml")
+	must(t, err)
+	if len(outputs) < 4 {
+		t.Fatalf("%d outputs: too few to be all", len(outputs))
+	}
+	for _, file := range outputs {
+		objects, _ := documents(t, file)
+		for _, o := range objects {
+			o.SetNamespace("default") // the one that is there, with the samples in it
+			o.SetName("converted-" + o.GetName())
+			if _, err := f.resource(t, o.GetKind(), "").Create(t.Context(), o, metav1.CreateOptions{FieldValidation: "Strict", DryRun: []string{metav1.DryRunAll}}); err != nil {
+				t.Errorf("%s: %v", file, err)
+			}
+		}
 	}
 }
 

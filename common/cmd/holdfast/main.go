@@ -1,6 +1,7 @@
-// Command holdfast makes clouds and edge nodes: init, token, node, join, status, reset.
-// It turns flags into the options of common/adm, which does the work. Exit codes:
-// 0 done, 1 failed, 2 called in a wrong way.
+// Command holdfast makes clouds and edge nodes: init, token, node, join, status, reset;
+// and turns KubeEdge's manifests into Holdfast's: convert. It turns flags into the
+// options of common/adm, which does the work. Exit codes: 0 done, 1 failed, 2 called
+// in a wrong way.
 package main
 
 import (

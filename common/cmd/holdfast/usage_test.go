@@ -41,6 +41,8 @@ func TestWrongUsageIsSaidAndExitsWithTwo(t *testing.T) {
 		{"revoke nobody", []string{"node", "revoke"}, "node list"},
 		{"revoke two", []string{"node", "revoke", "a", "b"}, "the one node"},
 		{"revoke no name", []string{"node", "revoke", "Shop_42"}, "Shop_42"},
+		{"unknown conversion", []string{"convert", "pods"}, `"pods"`},
+		{"convert without -f", []string{"convert", "devices", "a.yaml"}, "with -f"},
 		{"status format", []string{"status", "-o", "yaml"}, "yaml"},
 		{"listen", []string{"init", "--listen", "10350", "--data-dir", dir, "--config", dir + "/cloudcore.yaml"}, "listen"},
 		{"kubeconfig", []string{"init", "--kubeconfig", dir + "/none", "--data-dir", dir, "--config", dir + "/cloudcore.yaml"}, dir + "/none"},
@@ -59,7 +61,7 @@ func TestWrongUsageIsSaidAndExitsWithTwo(t *testing.T) {
 }
 
 func TestHelpAndVersion(t *testing.T) {
-	for _, args := range [][]string{{}, {"--help"}, {"join", "--help"}, {"token"}, {"node"}, {"node", "revoke", "--help"}, {"version"}, {"--version"}} {
+	for _, args := range [][]string{{}, {"--help"}, {"join", "--help"}, {"token"}, {"node"}, {"node", "revoke", "--help"}, {"convert"}, {"convert", "devices", "--help"}, {"version"}, {"--version"}} {
 		code, out := holdfast(t, "", args...)
 		if code != 0 || !strings.Contains(out, "holdfast") {
 			t.Errorf("%v: exit code %d:\n%s", args, code, out)
