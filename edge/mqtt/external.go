@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"net/url"
@@ -108,17 +109,19 @@ func (c Config) password() (string, error) {
 // said once.
 func (s *Server) runExternal(ctx context.Context) {
 	said, wait := "", s.o.BackoffBase
-	for ctx.Err() == nil {
+	for short := 0; ctx.Err() == nil; {
 		began := time.Now()
-		connected, err := s.connection(ctx)
+		connected, err := s.connection(ctx, short < 3)
 		if ctx.Err() != nil {
 			return
 		}
-		if connected {
-			said = ""
-		}
 		if connected && time.Since(began) > longConnection {
-			wait = s.o.BackoffBase
+			short, wait = 0, s.o.BackoffBase
+		} else if connected {
+			short++
+		}
+		if connected && short < 3 {
+			said = ""
 		}
 		if err.Error() != said {
 			said = err.Error()
@@ -131,12 +134,15 @@ func (s *Server) runExternal(ctx context.Context) {
 	}
 }
 
-// connection is one connection from its beginning to its end.
-func (s *Server) connection(ctx context.Context) (connected bool, err error) {
+// connection is one connection from its beginning to its end. After some short
+// ones it is loud no more, so that what goes wrong again and again fills no log.
+func (s *Server) connection(ctx context.Context, loud bool) (connected bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	e := &external{s: s, queue: newOutbox(), room: semaphore.NewWeighted(allRoom), lost: make(chan error, 1)}
-	e.acks = &order{broken: e.end}
+	e.acks = &order{broken: func(err error) {
+		e.queue.add(errand{run: func() { e.end(err) }}) // after what was said about it
+	}}
 	options, err := e.options(ctx)
 	if err != nil {
 		return false, err
@@ -168,7 +174,11 @@ func (s *Server) connection(ctx context.Context) (connected bool, err error) {
 		return true, err
 	}
 	group.Go(func() { e.follow(ctx) })
-	s.o.Log.Info("the MQTT broker is connected", "broker", s.o.Config.Broker, "session", e.resume)
+	level := slog.LevelInfo
+	if !loud {
+		level = slog.LevelDebug
+	}
+	s.o.Log.Log(ctx, level, "the MQTT broker is connected", "broker", s.o.Config.Broker, "session", e.resume)
 	e.publish(outgoing{topic: topic.NodeState(s.o.Node), payload: []byte("online"), retain: true})
 	s.up(e, "")
 	defer s.up(nil, "")
