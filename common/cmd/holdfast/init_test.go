@@ -21,6 +21,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/holdfast-edge/holdfast/common/api/devices/v1beta1"
 	"github.com/holdfast-edge/holdfast/common/config"
 	"github.com/holdfast-edge/holdfast/common/enrollment/cluster"
 	clustertest "github.com/holdfast-edge/holdfast/tests/cluster"
@@ -90,6 +91,13 @@ func TestInitFurnishesAClusterAndResetClearsIt(t *testing.T) {
 		t.Errorf("systemctl was told %q", got)
 	}
 	b.cloudcoreIsNoAdministrator(ctx)
+	kinds := func() bool {
+		_, err := client.Discovery().ServerResourcesForGroupVersion(v1beta1.GroupVersion().String())
+		return err == nil
+	}
+	if !kinds() {
+		t.Errorf("the cluster does not know %s", v1beta1.GroupVersion())
+	}
 
 	// Again, and without the flags: the CA stays, the config stays, one more token.
 	code, out = holdfast(t, "", "init", "--root", b.root, "--bin-dir", b.bin, "--data-dir", b.cloudData(), "--config", b.cloudConfig())
@@ -112,6 +120,8 @@ func TestInitFurnishesAClusterAndResetClearsIt(t *testing.T) {
 	if code != 0 {
 		t.Fatalf("reset: exit code %d:\n%s", code, out)
 	}
+	says(t, out, "every Device, DeviceModel and Route")
+	wait(t, "devices are no kind of the cluster", func() bool { return !kinds() })
 	wait(t, "the namespace is gone", func() bool {
 		_, err := client.CoreV1().Namespaces().Get(ctx, cluster.Namespace, metav1.GetOptions{})
 		return apierrors.IsNotFound(err)
