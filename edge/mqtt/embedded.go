@@ -23,8 +23,10 @@ const (
 	// maxPacket bounds a packet: so much is read of a payload that is too large, in
 	// order to answer it. Beyond, the connection ends.
 	maxPacket = 256 << 10
-	// maxInflight is how many QoS 1 messages wait for a client, also while it is away.
-	maxInflight = 512
+	// maxInflight is how many QoS 1 messages wait for a client, also while it is away:
+	// all that is retained must fit, for who subscribes to it. What they take is
+	// bounded by inflightRoom.
+	maxInflight = 16 << 10
 	// maxQueued is how many messages wait to be encoded for a client.
 	maxQueued = 1024
 	// maxSessions are clients and sessions of clients that are away, sessionExpiry is

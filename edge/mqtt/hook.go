@@ -27,6 +27,12 @@ const (
 	allRoom     = 8 << 20
 )
 
+// Room for messages that wait for the acknowledgement of one client and of all.
+const (
+	inflightRoom    = 2 << 20
+	allInflightRoom = 32 << 20
+)
+
 // Room for messages that clients retain.
 const (
 	maxRetained      = 10_000
@@ -41,6 +47,8 @@ type hook struct {
 	s        *Server
 	embedded *embedded
 	room     *semaphore.Weighted
+
+	waits atomic.Int64 // bytes in all sessions' inflight
 
 	mu            sync.Mutex
 	sessions      map[*mochi.Client]*session
@@ -59,6 +67,50 @@ type session struct {
 	acks *order
 	// burst are retained messages that the broker has yet to write.
 	burst atomic.Int64
+	waits inflight
+}
+
+// inflight counts the bytes of messages that wait for acknowledgement.
+type inflight struct {
+	mu    sync.Mutex
+	sizes map[uint16]int
+	bytes int
+	ended bool
+}
+
+// set notes the size of a message, 0 when it waits no more, and returns by how much
+// the sum has changed.
+func (i *inflight) set(id uint16, size int) int64 {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.ended {
+		return 0
+	}
+	change := size - i.sizes[id]
+	if size == 0 {
+		delete(i.sizes, id)
+	} else {
+		if i.sizes == nil {
+			i.sizes = make(map[uint16]int)
+		}
+		i.sizes[id] = size
+	}
+	i.bytes += change
+	return int64(change)
+}
+
+func (i *inflight) full() bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.bytes > inflightRoom
+}
+
+// end returns what is given back with the session.
+func (i *inflight) end() int64 {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.ended = true
+	return int64(-i.bytes)
 }
 
 func newHook(ctx context.Context, s *Server, e *embedded) *hook {
@@ -76,7 +128,7 @@ func (h *hook) Provides(b byte) bool {
 	return bytes.IndexByte([]byte{
 		mochi.OnConnect, mochi.OnConnectAuthenticate, mochi.OnACLCheck, mochi.OnDisconnect, mochi.OnPublish,
 		mochi.OnPublishDropped, mochi.OnRetainMessage, mochi.OnRetainPublished, mochi.OnPacketSent, mochi.OnWillSent,
-		mochi.OnSessionEstablish, mochi.OnSubscribe, mochi.OnClientExpired,
+		mochi.OnSessionEstablish, mochi.OnSubscribe, mochi.OnClientExpired, mochi.OnQosPublish, mochi.OnQosComplete, mochi.OnQosDropped,
 	}, b) >= 0
 }
 
@@ -148,10 +200,37 @@ func (h *hook) session(cl *mochi.Client) *session {
 func (h *hook) OnSessionEstablish(cl *mochi.Client, _ packets.Packet) {
 	if other, ok := h.embedded.server.Clients.Get(cl.ID); ok {
 		h.mu.Lock()
-		delete(h.sessions, other)
+		h.forget(other)
 		h.mu.Unlock()
 	}
 }
+
+// forget ends a session; mu is held.
+func (h *hook) forget(cl *mochi.Client) {
+	if s := h.sessions[cl]; s != nil {
+		h.waits.Add(s.waits.end())
+		delete(h.sessions, cl)
+	}
+}
+
+// OnQosPublish counts what waits for a client's acknowledgement.
+func (h *hook) OnQosPublish(cl *mochi.Client, pk packets.Packet, _ int64, _ int) {
+	if pk.FixedHeader.Type == packets.Publish {
+		if s := h.session(cl); s != nil {
+			h.waits.Add(s.waits.set(pk.PacketID, len(pk.Payload)+len(pk.TopicName)+1))
+		}
+	}
+}
+
+// OnQosComplete ends the wait.
+func (h *hook) OnQosComplete(cl *mochi.Client, pk packets.Packet) {
+	if s := h.session(cl); s != nil {
+		h.waits.Add(s.waits.set(pk.PacketID, 0))
+	}
+}
+
+// OnQosDropped ends the wait, too.
+func (h *hook) OnQosDropped(cl *mochi.Client, pk packets.Packet) { h.OnQosComplete(cl, pk) }
 
 // OnSubscribe makes filters invalid that there is no room for.
 func (h *hook) OnSubscribe(cl *mochi.Client, pk packets.Packet) packets.Packet {
@@ -176,7 +255,14 @@ func (h *hook) OnACLCheck(cl *mochi.Client, name string, write bool) bool {
 		return false
 	}
 	if !write {
-		return s.user.MaySubscribe(name)
+		if !s.user.MaySubscribe(name) {
+			return false
+		}
+		if h.waits.Load() > allInflightRoom || s.waits.full() {
+			h.s.desk.count.dropped.Add(1)
+			return false
+		}
+		return true
 	}
 	if s.user.MayPublish(name) {
 		return true
@@ -353,7 +439,7 @@ func (h *hook) OnDisconnect(cl *mochi.Client, err error, expire bool) {
 	}
 	if expire || cl.IsTakenOver() {
 		h.mu.Lock()
-		delete(h.sessions, cl)
+		h.forget(cl)
 		h.mu.Unlock()
 	}
 }
@@ -370,7 +456,7 @@ func (h *hook) OnClientExpired(cl *mochi.Client) {
 	cl.ClearInflights()
 	h.embedded.server.UnsubscribeClient(cl)
 	h.mu.Lock()
-	delete(h.sessions, cl)
+	h.forget(cl)
 	h.mu.Unlock()
 }
 
@@ -461,7 +547,7 @@ func (h *hook) sweep() {
 	for cl := range h.sessions {
 		if cl.Closed() {
 			if now, _ := h.embedded.server.Clients.Get(cl.ID); now != cl {
-				delete(h.sessions, cl)
+				h.forget(cl)
 			}
 		}
 	}

@@ -354,6 +354,21 @@ func (c *client) next(name string) string {
 	}
 }
 
+// await is next, past others.
+func (c *client) await(name string) string {
+	c.t.Helper()
+	for deadline := time.After(patience); ; {
+		select {
+		case m := <-c.got:
+			if rest, ok := strings.CutPrefix(m, name+" "); ok {
+				return rest
+			}
+		case <-deadline:
+			c.t.Fatalf("nothing on %s", name)
+		}
+	}
+}
+
 // silent checks that what came before a marker was nothing.
 func (c *client) silent() {
 	c.t.Helper()
