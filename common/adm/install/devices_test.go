@@ -155,7 +155,7 @@ func (f *furnished) takesSamples(t *testing.T) {
 	}
 	meter, err := f.resource(t, "Device", "").Get(ctx, "cellar-meter", metav1.GetOptions{})
 	must(t, err)
-	if id, _, _ := unstructured.NestedInt64(meter.Object, "spec", "protocol", "configData", "slaveID"); id != 1 {
+	if id, _, _ := unstructured.NestedInt64(meter.Object, "spec", "protocol", "configData", "unit"); id != 1 {
 		t.Error("what configData holds is not kept")
 	}
 }
