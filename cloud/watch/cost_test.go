@@ -99,7 +99,7 @@ func BenchmarkMemoryOfAPod(b *testing.B) {
 		b.ReportMetric(measure(func() any { return decoded(false) }), "informer-B/pod")
 		b.ReportMetric(measure(func() any { return decoded(true) }), "trimmed-informer-B/pod")
 		b.ReportMetric(measure(func() any {
-			s := newPlay(1).shelf
+			s := newPlay(1, false).shelf
 			for n := range pods / 5 {
 				node := fmt.Sprint("node-", n)
 				s.follow(node)

@@ -47,6 +47,7 @@ func (c *Cluster) followDevices(client *crd.Client) {
 	d.shelf = shelve(c, crd.Devices, placeDevice, keepDevice, func(node string) string {
 		return fields.OneTermEqualSelector("spec.nodeName", node).String()
 	})
+	d.shelf.moving()
 	d.shelf.quiet = func(was, now *keptDevice) bool { return was.item == now.item }
 	d.models = &pool[keptModel]{place: keyOfObject, keep: keepModel, failed: failed, settled: c.signalAll, objects: make(map[string]*keptModel),
 		same:    func(a, b *keptModel) bool { return sameItem(a.item, b.item) },

@@ -248,8 +248,15 @@ func (s *shelved[T]) listFor(ctx context.Context, all map[*ask[T]]struct{}) {
 		byNode[a.node] = make(map[string]entry[T])
 	}
 	var failed error
+	at := make(map[string]string) // by key: the node, of what may move while the list is told
 	version, w, err := s.stream.everything(ctx, func(obj runtime.Object, gone bool) {
 		node, key, version := s.place(obj)
+		if s.moves != nil {
+			if was, ok := at[key]; ok && was != node {
+				delete(byNode[was], key)
+			}
+			at[key] = node
+		}
 		objects := byNode[node]
 		if objects == nil {
 			return

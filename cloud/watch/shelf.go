@@ -31,6 +31,7 @@ type shelf[T any] struct {
 	failed func(node, key string, err error)
 	// quiet says that the difference concerns no follower; nil: each does.
 	quiet func(was, now *T) bool
+	moves *moves // nil: objects stay where they are
 
 	mu    sync.Mutex
 	nodes map[string]*lot[T]
@@ -72,6 +73,9 @@ func (s *shelf[T]) follow(node string) {
 func (s *shelf[T]) drop(node string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if p := s.nodes[node]; p != nil {
+		s.forget(node, p)
+	}
 	delete(s.nodes, node)
 }
 
@@ -126,19 +130,21 @@ func (s *shelf[T]) begin(node string) (*lot[T], error) {
 		p.missed = make(map[string]entry[T])
 	}
 	p.loads++
+	s.moves.begun()
 	return p, nil
 }
 
 func (s *shelf[T]) abandon(p *lot[T]) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p.end()
+	s.end(p)
 }
 
-func (p *lot[T]) end() {
+func (s *shelf[T]) end(p *lot[T]) {
 	if p.loads--; p.loads == 0 {
 		p.missed = nil
 	}
+	s.moves.ended()
 }
 
 // entries makes what is kept of a node out of a list.
@@ -163,7 +169,7 @@ func (s *shelf[T]) entries(node string, items []runtime.Object) (map[string]entr
 func (s *shelf[T]) finish(node string, p *lot[T], version string, objects map[string]entry[T]) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	defer p.end()
+	defer s.end(p)
 	switch {
 	case s.nodes[node] != p:
 		return errNotFollowed
@@ -184,7 +190,10 @@ func (s *shelf[T]) finish(node string, p *lot[T], version string, objects map[st
 			objects[key] = m
 		}
 	}
-	p.known, p.version, p.objects = true, version, objects
+	if err := s.moved(node, version, objects); err != nil {
+		return err
+	}
+	s.hold(node, p, version, objects)
 	return nil
 }
 
@@ -192,8 +201,8 @@ func (s *shelf[T]) finish(node string, p *lot[T], version string, objects map[st
 func (s *shelf[T]) started(version string) {
 	s.mu.Lock()
 	s.at, s.floor, s.none = version, version, false
-	for _, p := range s.nodes {
-		p.forget()
+	for node, p := range s.nodes {
+		s.forget(node, p)
 		p.since = version
 	}
 	s.mu.Unlock()
@@ -205,8 +214,8 @@ func (s *shelf[T]) absent() {
 	s.mu.Lock()
 	was := s.none
 	s.at, s.floor, s.none = "", "", true
-	for _, p := range s.nodes {
-		p.forget()
+	for node, p := range s.nodes {
+		s.forget(node, p)
 		p.relist = nil
 	}
 	s.mu.Unlock()
@@ -278,13 +287,20 @@ func (s *shelf[T]) event(obj runtime.Object, gone bool) {
 	node, key, version := s.place(obj)
 	s.mu.Lock()
 	s.at = version
+	left := s.leave(node, key, version)
 	p := s.nodes[node]
-	if p == nil || !p.known && p.loads == 0 {
-		s.mu.Unlock()
+	var was *T
+	if p != nil {
+		was = p.objects[key].kept
+	}
+	idle := p == nil || !p.known && p.loads == 0
+	s.mu.Unlock()
+	for _, other := range left {
+		s.changed(other)
+	}
+	if idle {
 		return
 	}
-	was := p.objects[key].kept
-	s.mu.Unlock()
 	e := entry[T]{version: version}
 	if !gone {
 		var err error
@@ -302,9 +318,11 @@ func (s *shelf[T]) event(obj runtime.Object, gone bool) {
 func (s *shelf[T]) apply(node string, p *lot[T], key string, e entry[T]) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.nodes[node] != p {
-		return false
-	}
+	return s.nodes[node] == p && s.put(node, p, key, e)
+}
+
+// put is apply; the caller holds mu.
+func (s *shelf[T]) put(node string, p *lot[T], key string, e entry[T]) bool {
 	if p.loads > 0 {
 		p.missed[key] = e
 	}
@@ -315,18 +333,20 @@ func (s *shelf[T]) apply(node string, p *lot[T], key string, e entry[T]) bool {
 	switch {
 	case !ok:
 		// What cannot be ordered is read again.
-		p.forget()
+		s.forget(node, p)
 	case cmp <= 0:
 		return false
 	case e.kept == nil:
+		s.moves.own(node, key, false)
 		delete(p.objects, key)
 	default:
+		s.moves.own(node, key, true)
 		p.objects[key] = e
 	}
 	return true
 }
 
-func (p *lot[T]) forget() { p.known, p.version, p.objects = false, "", nil }
+func (s *shelf[T]) forget(node string, p *lot[T]) { s.hold(node, p, "", nil) }
 
 // relisting begins a list of everything. Nodes that are followed later are not
 // part of it.
@@ -336,12 +356,16 @@ func (s *shelf[T]) relisting() {
 	for _, p := range s.nodes {
 		p.relist = make(map[string]entry[T])
 	}
+	if s.moves != nil {
+		s.moves.relist = make(map[string]string)
+	}
 }
 
 // listed takes one object of a list of everything.
 func (s *shelf[T]) listed(obj runtime.Object, gone bool) {
 	node, key, version := s.place(obj)
 	s.mu.Lock()
+	s.relistedAt(node, key)
 	p := s.nodes[node]
 	if p == nil || p.relist == nil {
 		s.mu.Unlock()
@@ -379,6 +403,12 @@ func (s *shelf[T]) replace(version string, anew bool) (changed []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.at, s.floor = version, version
+	if s.moves != nil {
+		s.moves.relist = make(map[string]string)
+		if anew && s.moves.passed != nil {
+			s.moves.passed = make(map[string]passage)
+		}
+	}
 	for node, p := range s.nodes {
 		objects := p.relist
 		p.relist = nil
@@ -391,10 +421,10 @@ func (s *shelf[T]) replace(version string, anew bool) (changed []string) {
 		case objects == nil && !p.known:
 			continue // a load that runs, or is to come, must reach version
 		case objects == nil:
-			p.forget()
+			s.forget(node, p)
 		default:
 			same := !anew && p.known && equal(p.objects, objects)
-			p.known, p.version, p.objects = true, version, objects
+			s.hold(node, p, version, objects)
 			if same {
 				continue
 			}

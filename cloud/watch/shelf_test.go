@@ -41,12 +41,16 @@ type running struct {
 	items   []runtime.Object
 }
 
-func newPlay(seed uint64) *play {
+func newPlay(seed uint64, moves bool) *play {
 	p := &play{r: rand.New(rand.NewPCG(seed, 7)), truth: newTruth(3), told: map[string]bool{}, seen: map[string]map[string]string{}}
 	p.shelf = &shelf[keptPod]{
 		kind: "pods", place: placePod, keep: keepPod, nodes: make(map[string]*lot[keptPod]),
 		changed: func(node string) { p.told[node] = true },
 		failed:  func(node, key string, err error) { panic(fmt.Sprint(node, key, err)) },
+	}
+	if moves {
+		p.truth.moves = true
+		p.shelf.moving()
 	}
 	p.stream = p.truth.version
 	p.shelf.started(say(p.stream))
@@ -274,8 +278,8 @@ func (p *play) settle() error {
 // followers, what is known of a node is what the cluster was at one moment, never
 // a mixture, never the past after the present; and what is not known is unknown.
 func TestAShelfIsTheTruthOfAMoment(t *testing.T) {
-	for seed := range uint64(1500) {
-		p := newPlay(seed)
+	for seed := range uint64(3000) {
+		p := newPlay(seed, seed%2 > 0)
 		for i := range 120 {
 			err := p.act()
 			if err == nil {
@@ -290,6 +294,9 @@ func TestAShelfIsTheTruthOfAMoment(t *testing.T) {
 		}
 		for _, node := range p.truth.nodes {
 			p.shelf.drop(node)
+		}
+		if m := p.shelf.moves; m != nil && len(m.owners)+m.running+len(m.passed) > 0 {
+			t.Fatalf("seed %d: %d owners, %d loads and %d passages remain", seed, len(m.owners), m.running, len(m.passed))
 		}
 		if nodes, _, objects := p.shelf.size(); nodes+objects > 0 {
 			t.Fatalf("seed %d: %d nodes and %d objects remain of what nobody follows", seed, nodes, objects)

@@ -18,6 +18,7 @@ type truth struct {
 	history []change // history[i] made version i+1 of this truth's first version
 	first   int
 	uids    int
+	moves   bool // objects go from one node to another
 }
 
 // change is one change: of a pod of a node, gone or as it is from then on.
@@ -78,6 +79,9 @@ func (t *truth) step(r *rand.Rand) {
 	default:
 		c.pod = was.DeepCopy()
 		c.pod.Labels = map[string]string{"changed": strconv.Itoa(t.version)}
+	}
+	if t.moves && !c.gone && r.IntN(3) == 0 {
+		c.pod.Spec.NodeName = t.nodes[r.IntN(len(t.nodes))]
 	}
 	c.pod.ResourceVersion = strconv.Itoa(t.version)
 	t.history = append(t.history, c)
