@@ -24,22 +24,22 @@ help: ## list the verbs
 packages: ## install what building and testing need from Debian's packages (as root; quick when all is there)
 	@build/packages/install.sh
 
-build: ## build edgecore, cloudcore, holdfast and controlplane into _output
+build: ## build edgecore, cloudcore, holdfast, modbusmapper and controlplane into _output
 	CGO_ENABLED=1 go build $(REPEATABLE) -tags $(EDGE_TAGS) -ldflags '$(EDGE_LDFLAGS)' -o $(OUTPUT)/edgecore ./edge/cmd/edgecore
-	CGO_ENABLED=0 go build $(REPEATABLE) -ldflags '$(LDFLAGS)' -o $(OUTPUT)/ ./cloud/cmd/cloudcore ./common/cmd/holdfast
+	CGO_ENABLED=0 go build $(REPEATABLE) -ldflags '$(LDFLAGS)' -o $(OUTPUT)/ ./cloud/cmd/cloudcore ./common/cmd/holdfast ./edge/cmd/modbusmapper
 	$(MAKE) --no-print-directory -C build/controlplane build VERSION=$(VERSION)
 	@# By content, and in one step: tests may be running the binary that is there.
 	@cmp -s build/controlplane/_output/controlplane $(OUTPUT)/controlplane || { \
 	  cp build/controlplane/_output/controlplane $(OUTPUT)/controlplane.new; mv -f $(OUTPUT)/controlplane.new $(OUTPUT)/controlplane; }
 
-cross: ## build edgecore and holdfast for arm64 and armv7 into _output/linux-*
+cross: ## build edgecore, holdfast and modbusmapper for arm64 and armv7 into _output/linux-*
 	$(call for_edge,arm64,,aarch64-linux-gnu)
 	$(call for_edge,arm,7,arm-linux-gnueabihf)
 
 # for_edge ARCH,ARM VERSION,C COMPILER PREFIX
 define for_edge
 	GOOS=linux GOARCH=$(1) GOARM=$(2) CGO_ENABLED=1 CC=$(3)-gcc go build $(REPEATABLE) -tags $(EDGE_TAGS) -ldflags '$(EDGE_LDFLAGS)' -o $(OUTPUT)/linux-$(1)$(addprefix v,$(2))/edgecore ./edge/cmd/edgecore
-	GOOS=linux GOARCH=$(1) GOARM=$(2) CGO_ENABLED=0 go build $(REPEATABLE) -ldflags '$(LDFLAGS)' -o $(OUTPUT)/linux-$(1)$(addprefix v,$(2))/holdfast ./common/cmd/holdfast
+	GOOS=linux GOARCH=$(1) GOARM=$(2) CGO_ENABLED=0 go build $(REPEATABLE) -ldflags '$(LDFLAGS)' -o $(OUTPUT)/linux-$(1)$(addprefix v,$(2))/ ./common/cmd/holdfast ./edge/cmd/modbusmapper
 endef
 
 test: packages build ## run every test (as root)

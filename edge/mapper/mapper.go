@@ -22,7 +22,6 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
-	"github.com/holdfast-edge/holdfast/common/api/devices/v1beta1"
 	"github.com/holdfast-edge/holdfast/common/dmi"
 )
 
@@ -41,7 +40,7 @@ type Device struct {
 // Property is one property of a device.
 type Property struct {
 	Name     string
-	Type     v1beta1.PropertyType
+	Type     Type
 	Writable bool
 	Collect  time.Duration  // how often to read it; 0: as the Driver likes
 	Config   map[string]any // as dmi.Unpack returns it
@@ -232,7 +231,7 @@ func deviceOf(d *dmi.Device, model *dmi.DeviceModel) Device {
 			continue
 		}
 		out.Properties = append(out.Properties, Property{
-			Name: p.GetName(), Type: v1beta1.PropertyType(strings.ToUpper(of.GetType())), Writable: of.GetAccessMode() == string(v1beta1.ReadWrite),
+			Name: p.GetName(), Type: Type(strings.ToUpper(of.GetType())), Writable: of.GetAccessMode() == readWrite,
 			Collect: time.Duration(max(0, min(p.GetCollectCycle(), 1<<40))) * time.Millisecond,
 			Config:  dmi.Unpack(p.GetVisitors().GetConfigData()), Desired: p.GetDesired().GetValue(),
 		})
@@ -245,7 +244,7 @@ func deviceOf(d *dmi.Device, model *dmi.DeviceModel) Device {
 func (m *Mapper) Values(key Key, values ...Value) { m.up.values(key, values) }
 
 // State hands on whether the device answers.
-func (m *Mapper) State(key Key, s v1beta1.DeviceState) { m.up.state(key, s) }
+func (m *Mapper) State(key Key, s State) { m.up.state(key, s) }
 
 // Devices returns the names of those that are served.
 func (m *Mapper) Devices() []Key {

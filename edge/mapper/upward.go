@@ -10,7 +10,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/holdfast-edge/holdfast/common/api/devices/v1beta1"
 	"github.com/holdfast-edge/holdfast/common/dmi"
 )
 
@@ -49,7 +48,7 @@ type queue struct {
 // item is a value, or a state.
 type item struct {
 	value Value
-	state v1beta1.DeviceState
+	state State
 }
 
 func newUpward(log *slog.Logger) *upward {
@@ -80,7 +79,7 @@ func (u *upward) values(key Key, values []Value) {
 	u.add(key, items...)
 }
 
-func (u *upward) state(key Key, s v1beta1.DeviceState) { u.add(key, item{state: s}) }
+func (u *upward) state(key Key, s State) { u.add(key, item{state: s}) }
 
 func (u *upward) add(key Key, items ...item) {
 	u.mu.Lock()
@@ -214,7 +213,7 @@ func (u *upward) call(ctx context.Context, client dmi.DeviceManagerServiceClient
 	report := &dmi.DeviceStatus{}
 	for _, i := range items {
 		report.Twins = append(report.Twins, &dmi.Twin{PropertyName: i.value.Property, Reported: &dmi.TwinProperty{
-			Value: i.value.Text, Metadata: map[string]string{v1beta1.MetadataTimestamp: strconv.FormatInt(i.value.At.UnixMilli(), 10)},
+			Value: i.value.Text, Metadata: map[string]string{timestamp: strconv.FormatInt(i.value.At.UnixMilli(), 10)},
 		}})
 	}
 	_, err := client.ReportDeviceStatus(ctx, &dmi.ReportDeviceStatusRequest{DeviceName: key.Name, DeviceNamespace: key.Namespace, ReportedDevice: report})

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"github.com/holdfast-edge/holdfast/common/api/devices/v1beta1"
+	"github.com/holdfast-edge/holdfast/edge/mapper"
 )
 
 // decode makes a value of a point's registers, or of one that holds 0 or 1 for a
@@ -96,7 +96,7 @@ func toSigned(b []byte) int64 {
 
 func (p *point) show(on bool) (string, error) {
 	switch p.as {
-	case v1beta1.TypeInt, v1beta1.TypeFloat, v1beta1.TypeDouble:
+	case mapper.Int, mapper.Float, mapper.Double:
 		if on {
 			return "1", nil
 		}
@@ -109,7 +109,7 @@ func (p *point) plain() bool { return p.scale == 1 && p.add == 0 }
 
 func (p *point) showInt(n int64) (string, error) {
 	switch {
-	case p.as == v1beta1.TypeBoolean:
+	case p.as == mapper.Boolean:
 		return strconv.FormatBool(n != 0), nil
 	case p.plain():
 		return strconv.FormatInt(n, 10), nil
@@ -119,9 +119,9 @@ func (p *point) showInt(n int64) (string, error) {
 
 func (p *point) showUint(n uint64) (string, error) {
 	switch {
-	case p.as == v1beta1.TypeBoolean:
+	case p.as == mapper.Boolean:
 		return strconv.FormatBool(n != 0), nil
-	case p.plain() && p.as == v1beta1.TypeInt && n > math.MaxInt64:
+	case p.plain() && p.as == mapper.Int && n > math.MaxInt64:
 		return "", fmt.Errorf("the device says %d, which an INT cannot hold", n)
 	case p.plain():
 		return strconv.FormatUint(n, 10), nil
@@ -133,7 +133,7 @@ func (p *point) showUint(n uint64) (string, error) {
 // valueOffset give it: 219 by 0.1 is 21.9.
 func (p *point) showScaled(n float64) (string, error) {
 	x := n*p.scale + p.add
-	if p.as == v1beta1.TypeInt {
+	if p.as == mapper.Int {
 		return whole(x)
 	}
 	if p.decimals > 17 {
@@ -156,7 +156,7 @@ func (p *point) showFloat(x float64, bits int) (string, error) {
 			x, _ = strconv.ParseFloat(strconv.FormatFloat(x, 'g', 7, 64), 64)
 		}
 	}
-	if p.as == v1beta1.TypeInt {
+	if p.as == mapper.Int {
 		if math.IsNaN(x) || math.IsInf(x, 0) {
 			return "", errors.New("the device says that it has no number")
 		}
@@ -208,7 +208,7 @@ func (p *point) encode(value string) ([]uint16, error) {
 		}
 		return p.padded(b, "bytes")
 	}
-	if p.as == v1beta1.TypeBoolean {
+	if p.as == mapper.Boolean {
 		on, err := truth(value)
 		if err != nil {
 			return nil, err

@@ -9,12 +9,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/holdfast-edge/holdfast/common/api/devices/v1beta1"
 	"github.com/holdfast-edge/holdfast/edge/mapper"
 )
 
 // oneProperty makes a device with one property from two JSON objects.
-func oneProperty(t testing.TB, as v1beta1.PropertyType, config, visitor string) mapper.Device {
+func oneProperty(t testing.TB, as mapper.Type, config, visitor string) mapper.Device {
 	t.Helper()
 	return mapper.Device{
 		Key: mapper.Key{Namespace: "plant", Name: "d"}, Config: object(t, config),
@@ -32,7 +31,7 @@ func object(t testing.TB, text string) (o map[string]any) {
 	return o
 }
 
-func onePoint(t testing.TB, as v1beta1.PropertyType, visitor string) point {
+func onePoint(t testing.TB, as mapper.Type, visitor string) point {
 	t.Helper()
 	c, problems, err := parse(oneProperty(t, as, `{"address":"127.0.0.1"}`, visitor))
 	if err != nil || len(problems) > 0 {
@@ -43,7 +42,7 @@ func onePoint(t testing.TB, as v1beta1.PropertyType, visitor string) point {
 
 func TestValuesLieInRegisters(t *testing.T) {
 	for _, c := range []struct {
-		as        v1beta1.PropertyType
+		as        mapper.Type
 		visitor   string // beside register and offset
 		registers []uint16
 		value     string
@@ -93,7 +92,7 @@ func TestValuesLieInRegisters(t *testing.T) {
 
 func TestWhatARegisterCannotHoldIsRefused(t *testing.T) {
 	for _, c := range []struct {
-		as             v1beta1.PropertyType
+		as             mapper.Type
 		visitor, value string
 		says           string
 	}{
@@ -223,7 +222,7 @@ func FuzzConfig(f *testing.F) {
 		if json.Unmarshal([]byte(config), &d.Config) != nil {
 			return
 		}
-		p := mapper.Property{Name: "p", Type: v1beta1.PropertyType(as), Writable: true}
+		p := mapper.Property{Name: "p", Type: mapper.Type(as), Writable: true}
 		if json.Unmarshal([]byte(visitor), &p.Config) != nil {
 			return
 		}
@@ -252,7 +251,7 @@ func FuzzCodec(f *testing.F) {
 	f.Add(uint8(0), uint8(0), true, false, 1.0, 0.0, []byte{0x41, 0xac, 0, 0, 1, 2, 3, 4}, "21.5")
 	f.Add(uint8(3), uint8(2), false, true, 0.1, -40.0, []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, "true")
 	types := []string{"int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64", "bit", "string", "bytes"}
-	models := []v1beta1.PropertyType{"INT", "FLOAT", "DOUBLE", "BOOLEAN", "STRING", "BYTES"}
+	models := []mapper.Type{"INT", "FLOAT", "DOUBLE", "BOOLEAN", "STRING", "BYTES"}
 	f.Fuzz(func(t *testing.T, dataType, model uint8, littleB, littleW bool, scale, add float64, content []byte, value string) {
 		p := point{as: models[int(model)%len(models)], table: holdingRegister, bit: -1, count: 4, littleB: littleB, littleW: littleW, scale: 1}
 		name := types[int(dataType)%len(types)]

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/holdfast-edge/holdfast/common/api/devices/v1beta1"
 	"github.com/holdfast-edge/holdfast/edge/mapper"
 )
 
@@ -82,7 +81,7 @@ const (
 // point is one property. It is comparable: equal points are the same in every way.
 type point struct {
 	name     string
-	as       v1beta1.PropertyType
+	as       mapper.Type
 	table    table
 	address  uint16
 	count    uint16 // registers, or 1
@@ -396,13 +395,13 @@ func (p *point) fits() error {
 		return errors.New("bit goes with dataType bit alone")
 	case !number && (p.scale != 1 || p.add != 0):
 		return errors.New("scale and valueOffset go with numbers alone")
-	case p.as == v1beta1.TypeBytes && p.kind != raw:
+	case p.as == mapper.Bytes && p.kind != raw:
 		return errors.New("a property of type BYTES needs dataType bytes")
-	case p.kind == raw && p.as != v1beta1.TypeBytes:
+	case p.kind == raw && p.as != mapper.Bytes:
 		return fmt.Errorf("dataType bytes does not go with a property of type %s", p.as)
-	case p.kind == text && p.as != v1beta1.TypeString && p.as != v1beta1.TypeStream:
+	case p.kind == text && p.as != mapper.String && p.as != mapper.Stream:
 		return fmt.Errorf("dataType string does not go with a property of type %s", p.as)
-	case p.kind == float && p.as == v1beta1.TypeBoolean:
+	case p.kind == float && p.as == mapper.Boolean:
 		return errors.New("a property of type BOOLEAN cannot be read from a float")
 	case p.writable && p.count > maxWritten:
 		return fmt.Errorf("%d registers can be written at once, not %d", maxWritten, p.count)

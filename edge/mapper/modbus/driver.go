@@ -7,14 +7,13 @@ import (
 	"sync"
 	"time"
 
-	"github.com/holdfast-edge/holdfast/common/api/devices/v1beta1"
 	"github.com/holdfast-edge/holdfast/edge/mapper"
 )
 
 // Up takes what was read; mapper.Mapper is one.
 type Up interface {
 	Values(key mapper.Key, values ...mapper.Value)
-	State(key mapper.Key, s v1beta1.DeviceState)
+	State(key mapper.Key, s mapper.State)
 }
 
 // Options are what a Driver needs.

@@ -13,7 +13,6 @@ import (
 
 	modbus "github.com/simonvetter/modbus"
 
-	"github.com/holdfast-edge/holdfast/common/api/devices/v1beta1"
 	"github.com/holdfast-edge/holdfast/edge/mapper"
 )
 
@@ -44,7 +43,7 @@ type device struct {
 	key   mapper.Key
 	c     config
 	polls []*poll
-	state v1beta1.DeviceState
+	state mapper.State
 	fails int                // requests in a row without an answer
 	pause time.Time          // no request before
 	done  map[point]struct{} // desired values that need no write any more
@@ -447,10 +446,10 @@ func (l *line) backoff(fails int) time.Duration {
 // answered notes that a device lives.
 func (l *line) answered(d *device) {
 	d.fails, d.pause = 0, time.Time{}
-	if d.state == v1beta1.StateOnline {
+	if d.state == mapper.Online {
 		return
 	}
-	d.state = v1beta1.StateOnline
+	d.state = mapper.Online
 	l.log.Info("a device answers", "device", d.key, "unit", d.c.unit)
 	l.o.Up.State(d.key, d.state)
 }
@@ -459,10 +458,10 @@ func (l *line) answered(d *device) {
 func (l *line) unanswered(d *device, err error) {
 	d.pause = time.Now().Add(l.backoff(d.fails))
 	d.fails++
-	if d.fails < offlineAfter || d.state == v1beta1.StateOffline {
+	if d.fails < offlineAfter || d.state == mapper.Offline {
 		return
 	}
-	d.state = v1beta1.StateOffline
+	d.state = mapper.Offline
 	d.done = make(map[point]struct{}) // it may come back without what it was told
 	d.tries = make(map[point]int)
 	l.log.Warn("a device does not answer; trying again", "device", d.key, "unit", d.c.unit, "err", err)

@@ -14,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/holdfast-edge/holdfast/common/api/devices/v1beta1"
 	"github.com/holdfast-edge/holdfast/edge/mapper"
 )
 
@@ -116,7 +115,7 @@ type up struct {
 	mu     sync.Mutex
 	values map[string]string // DEVICE/PROPERTY
 	counts map[string]int
-	states map[string][]v1beta1.DeviceState
+	states map[string][]mapper.State
 }
 
 func (u *up) Values(key mapper.Key, values ...mapper.Value) {
@@ -128,7 +127,7 @@ func (u *up) Values(key mapper.Key, values ...mapper.Value) {
 	}
 }
 
-func (u *up) State(key mapper.Key, s v1beta1.DeviceState) {
+func (u *up) State(key mapper.Key, s mapper.State) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.states[key.Name] = append(u.states[key.Name], s)
@@ -138,7 +137,7 @@ func (u *up) is(property, text string) func() bool {
 	return func() bool { u.mu.Lock(); defer u.mu.Unlock(); return u.values[property] == text }
 }
 
-func (u *up) reached(device string, s v1beta1.DeviceState) func() bool {
+func (u *up) reached(device string, s mapper.State) func() bool {
 	return func() bool {
 		u.mu.Lock()
 		defer u.mu.Unlock()
@@ -151,7 +150,7 @@ func (u *up) count(property string) int { u.mu.Lock(); defer u.mu.Unlock(); retu
 
 func newDriver(t *testing.T) (*Driver, *up) {
 	t.Helper()
-	u := &up{values: map[string]string{}, counts: map[string]int{}, states: map[string][]v1beta1.DeviceState{}}
+	u := &up{values: map[string]string{}, counts: map[string]int{}, states: map[string][]mapper.State{}}
 	d := New(Options{Up: u, Pause: 50 * time.Millisecond, Longest: 200 * time.Millisecond, Log: slog.New(slog.NewTextHandler(testLog{t}, nil))})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -173,7 +172,7 @@ func describe(t *testing.T, name, config string, lines ...string) mapper.Device 
 	d := mapper.Device{Key: mapper.Key{Namespace: "plant", Name: name}, Config: object(t, config)}
 	for _, line := range lines {
 		f := strings.SplitN(line, " ", 4)
-		p := mapper.Property{Name: f[0], Type: v1beta1.PropertyType(f[1]), Writable: true, Collect: 50 * time.Millisecond, Config: object(t, f[3])}
+		p := mapper.Property{Name: f[0], Type: mapper.Type(f[1]), Writable: true, Collect: 50 * time.Millisecond, Config: object(t, f[3])}
 		if f[2] != "-" {
 			p.Desired = f[2]
 		}
@@ -238,7 +237,7 @@ func TestFunctionCodes(t *testing.T) {
 		for _, access := range []string{"1 1 3 2", "1 2 9 1", "1 4 5 2", "1 3 0 1", "1 5 50 1", "1 15 52 1", "1 6 60 1", "1 16 62 2", "1 16 66 1", "1 6 70 1", "1 16 80 5"} {
 			await(t, "access "+access, func() bool { return s.saw(access) })
 		}
-		if !u.reached("a", v1beta1.StateOnline)() {
+		if !u.reached("a", mapper.Online)() {
 			t.Error("the device is not online")
 		}
 		// The other bits of the register stay.
@@ -282,17 +281,17 @@ func TestADeviceComesBack(t *testing.T) {
 		set(t, d, describe(t, "a", config, `h INT 5 {"register":"holdingRegister","offset":10}`, `i INT - {"register":"input","offset":1}`))
 		await(t, "5", u.is("a/h", "5"))
 		s.stop()
-		await(t, "offline", u.reached("a", v1beta1.StateOffline))
+		await(t, "offline", u.reached("a", mapper.Offline))
 		n := u.count("a/i")
 		s.forget()
 		s.start() // all holding registers are 0
-		await(t, "online", u.reached("a", v1beta1.StateOnline))
+		await(t, "online", u.reached("a", mapper.Online))
 		await(t, "the write", func() bool { return s.saw("1 6 10 1") })
 		await(t, "5 again", u.is("a/h", "5"))
 		await(t, "readings", func() bool { return u.count("a/i") > n })
 		u.mu.Lock()
 		defer u.mu.Unlock()
-		if want := []v1beta1.DeviceState{"online", "offline", "online"}; !slices.Equal(u.states["a"], want) {
+		if want := []mapper.State{"online", "offline", "online"}; !slices.Equal(u.states["a"], want) {
 			t.Errorf("states %v, want %v", u.states["a"], want)
 		}
 	})
@@ -307,7 +306,7 @@ func TestAnIllegalAddressSpoilsNoNeighbour(t *testing.T) {
 			`set INT 1 {"register":"holding","offset":300}`, `other INT 4 {"register":"holding","offset":20}`))
 		await(t, "the good one", u.is("a/good", "1199"))
 		await(t, "the other desired value", u.is("a/other", "4"))
-		if u.count("a/bad") != 0 || u.count("a/set") != 0 || !u.reached("a", v1beta1.StateOnline)() {
+		if u.count("a/bad") != 0 || u.count("a/set") != 0 || !u.reached("a", mapper.Online)() {
 			t.Error("a value that was not read was reported, or the device is not online")
 		}
 	})
@@ -324,7 +323,7 @@ func TestOneConnectionForTheUnitsOfAGateway(t *testing.T) {
 		s.put("2 h 10 22")
 		await(t, "unit 2", u.is("two/h", "22"))
 		await(t, "unit 1", u.is("one/h", "0"))
-		await(t, "the dead one", u.reached("dead", v1beta1.StateOffline))
+		await(t, "the dead one", u.reached("dead", mapper.Offline))
 		n := u.count("one/h")
 		await(t, "more of unit 1", func() bool { return u.count("one/h") > n+5 })
 		d.mu.Lock()
