@@ -300,10 +300,15 @@ func (n *session) tell(ctx context.Context) (again bool) {
 	return again
 }
 
-// refuse notes that the mapper has refused a device, and says whether to try again.
+// refuse notes that the mapper has refused a device, and says whether to try again:
+// not when it is the device's configuration that it cannot take.
 func (n *session) refuse(key twin.Key, err error) (again bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if status.Code(err) == codes.InvalidArgument {
+		n.log.Error("the mapper cannot serve a device; correct its configuration in the Device", "device", key, "err", err)
+		return false
+	}
 	n.refused[key]++
 	if n.refused[key] == 1 {
 		n.log.Warn("the mapper refuses a device", "device", key, "err", err)
