@@ -159,15 +159,16 @@ func (in *initialization) checkCluster(ctx context.Context) checklist.Result {
 }
 
 // checkVersion: without admission policies, which came with 1.30, a node could write
-// the status of another's devices.
+// the status of another's devices; without selectable fields of custom resources,
+// which came with 1.31, a hub could not ask for the devices of a node.
 func checkVersion(v *version.Info) *checklist.Result {
-	const oldest = 30
+	const oldest = 31
 	major, errMajor := strconv.Atoi(v.Major)
 	minor, errMinor := strconv.Atoi(strings.TrimRight(v.Minor, "+")) // some clouds add one
 	if errMajor != nil || errMinor != nil || major > 1 || minor >= oldest {
 		return nil // what cannot be read is left to the apiserver
 	}
-	r := checklist.Bad(fmt.Sprintf("bring it to Kubernetes 1.%d or later", oldest), "the cluster runs Kubernetes %s, which has no ValidatingAdmissionPolicy", v.GitVersion)
+	r := checklist.Bad(fmt.Sprintf("bring it to Kubernetes 1.%d or later", oldest), "the cluster runs Kubernetes %s, which has no selectable fields of custom resources", v.GitVersion)
 	return &r
 }
 

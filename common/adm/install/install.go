@@ -216,7 +216,7 @@ func (c *Cluster) resource(o *unstructured.Unstructured) (dynamic.ResourceInterf
 	kind := o.GroupVersionKind()
 	mapping, err := c.mapper.RESTMapping(kind.GroupKind(), kind.Version)
 	if meta.IsNoMatchError(err) && kind.Kind == policy {
-		return nil, fmt.Errorf("%s: %w: the cluster must run Kubernetes 1.30 or later", title(o), err)
+		return nil, fmt.Errorf("%s: %w: the cluster must run Kubernetes 1.31 or later", title(o), err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", title(o), err)
