@@ -23,6 +23,7 @@ import (
 type candidates struct {
 	nodes []string
 	until time.Time
+	as    uint64 // Keeper.changes
 }
 
 const (
@@ -89,7 +90,8 @@ func (k *Keeper) matching(ctx context.Context, selector map[string]string) ([]st
 	text := roster.LabelEdge + "," + labels.SelectorFromSet(selector).String()
 	k.picking.Lock()
 	defer k.picking.Unlock()
-	if c, ok := k.candidates[text]; ok && k.now().Before(c.until) {
+	as := k.changes.Load()
+	if c, ok := k.candidates[text]; ok && c.as == as && k.now().Before(c.until) {
 		return c.nodes, nil
 	}
 	var names []string
@@ -109,7 +111,7 @@ func (k *Keeper) matching(ctx context.Context, selector map[string]string) ([]st
 	if k.candidates == nil || len(k.candidates) >= maxSelectors {
 		k.candidates = make(map[string]candidates)
 	}
-	k.candidates[text] = candidates{names, k.now().Add(candidatesFor)}
+	k.candidates[text] = candidates{names, k.now().Add(candidatesFor), as}
 	return names, nil
 }
 

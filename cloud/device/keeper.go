@@ -54,6 +54,7 @@ type Keeper struct {
 	slowly  flowcontrol.RateLimiter // writes of statuses
 
 	bound, silenced, restored, refused atomic.Uint64
+	changes                            atomic.Uint64 // of nodes, as far as they matter
 
 	mu      sync.Mutex
 	queue   workqueue.TypedRateLimitingInterface[task] // nil: another hub leads
@@ -209,13 +210,16 @@ func (k *Keeper) lookAtNode(n *corev1.Node, gone bool) {
 	was, known := k.nodes[n.Name]
 	if _, edge := n.Labels[roster.LabelEdge]; gone || !edge {
 		if known {
+			k.changes.Add(1)
 			delete(k.nodes, n.Name)
 			k.queue.Add(task{node: n.Name})
 		}
 		return
 	}
 	now := stateOf(n)
-	k.nodes[n.Name] = now
+	if k.nodes[n.Name] = now; now != was || !known {
+		k.changes.Add(1)
+	}
 	if !known || was.silent != now.silent {
 		k.queue.Add(task{node: n.Name})
 	}
@@ -295,6 +299,10 @@ func (k *Keeper) lookAtDevices(ctx context.Context, which string) error {
 	o := metav1.ListOptions{Limit: pageSize, FieldSelector: which}
 	for more := true; more; more = o.Continue != "" {
 		page, err := call(ctx, func(ctx context.Context) (*v1beta1.DeviceList, error) { return k.client.ListDevices(ctx, o) })
+		if apierrors.IsBadRequest(err) && o.FieldSelector != "" {
+			o.FieldSelector = "" // a server that cannot select by it
+			page, err = call(ctx, func(ctx context.Context) (*v1beta1.DeviceList, error) { return k.client.ListDevices(ctx, o) })
+		}
 		if apierrors.IsNotFound(err) || apierrors.IsForbidden(err) {
 			return nil // cloud/watch says what to do about the latter
 		}

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -222,6 +223,11 @@ func (s *shelved[T]) listOne(ctx context.Context, node, at string) (version stri
 	if err != nil && tooLarge(err) {
 		// This apiserver's cache does not keep up: it must ask its store.
 		o.ResourceVersion, o.ResourceVersionMatch = "", ""
+		list, err = s.stream.source.ListWithContext(ctx, o)
+	}
+	if apierrors.IsBadRequest(err) {
+		// A server that cannot select by this field: what is others' is not taken.
+		o.FieldSelector = ""
 		list, err = s.stream.source.ListWithContext(ctx, o)
 	}
 	if err != nil {
