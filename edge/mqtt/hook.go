@@ -65,52 +65,11 @@ type session struct {
 	line string // in the password file
 	room *semaphore.Weighted
 	acks *order
-	// burst are retained messages that the broker has yet to write.
-	burst atomic.Int64
-	waits inflight
-}
-
-// inflight counts the bytes of messages that wait for acknowledgement.
-type inflight struct {
-	mu    sync.Mutex
-	sizes map[uint16]int
-	bytes int
-	ended bool
-}
-
-// set notes the size of a message, 0 when it waits no more, and returns by how much
-// the sum has changed.
-func (i *inflight) set(id uint16, size int) int64 {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.ended {
-		return 0
-	}
-	change := size - i.sizes[id]
-	if size == 0 {
-		delete(i.sizes, id)
-	} else {
-		if i.sizes == nil {
-			i.sizes = make(map[uint16]int)
-		}
-		i.sizes[id] = size
-	}
-	i.bytes += change
-	return int64(change)
-}
-
-func (i *inflight) full() bool {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	return i.bytes > inflightRoom
-}
-
-// end returns what is given back with the session.
-func (i *inflight) end() int64 {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.ended = true
-	return int64(-i.bytes)
+	// sent counts messages, and queued those before the last subscription with the
+	// retained ones that followed from it.
+	sent, queued atomic.Int64
+	waits        inflight
+	ids          ids
 }
 
 func newHook(ctx context.Context, s *Server, e *embedded) *hook {
@@ -129,6 +88,7 @@ func (h *hook) Provides(b byte) bool {
 		mochi.OnConnect, mochi.OnConnectAuthenticate, mochi.OnACLCheck, mochi.OnDisconnect, mochi.OnPublish,
 		mochi.OnPublishDropped, mochi.OnRetainMessage, mochi.OnRetainPublished, mochi.OnPacketSent, mochi.OnWillSent,
 		mochi.OnSessionEstablish, mochi.OnSubscribe, mochi.OnClientExpired, mochi.OnQosPublish, mochi.OnQosComplete, mochi.OnQosDropped,
+		mochi.OnPacketRead, mochi.OnPacketEncode,
 	}, b) >= 0
 }
 
@@ -200,6 +160,9 @@ func (h *hook) session(cl *mochi.Client) *session {
 func (h *hook) OnSessionEstablish(cl *mochi.Client, _ packets.Packet) {
 	if other, ok := h.embedded.server.Clients.Get(cl.ID); ok {
 		h.mu.Lock()
+		if was, is := h.sessions[other], h.sessions[cl]; was != nil && is != nil && !cl.Properties.Clean {
+			is.ids.inherit(&was.ids)
+		}
 		h.forget(other)
 		h.mu.Unlock()
 	}
@@ -213,27 +176,11 @@ func (h *hook) forget(cl *mochi.Client) {
 	}
 }
 
-// OnQosPublish counts what waits for a client's acknowledgement.
-func (h *hook) OnQosPublish(cl *mochi.Client, pk packets.Packet, _ int64, _ int) {
-	if pk.FixedHeader.Type == packets.Publish {
-		if s := h.session(cl); s != nil {
-			h.waits.Add(s.waits.set(pk.PacketID, len(pk.Payload)+len(pk.TopicName)+1))
-		}
-	}
-}
-
-// OnQosComplete ends the wait.
-func (h *hook) OnQosComplete(cl *mochi.Client, pk packets.Packet) {
-	if s := h.session(cl); s != nil {
-		h.waits.Add(s.waits.set(pk.PacketID, 0))
-	}
-}
-
-// OnQosDropped ends the wait, too.
-func (h *hook) OnQosDropped(cl *mochi.Client, pk packets.Packet) { h.OnQosComplete(cl, pk) }
-
 // OnSubscribe makes filters invalid that there is no room for.
 func (h *hook) OnSubscribe(cl *mochi.Client, pk packets.Packet) packets.Packet {
+	if s := h.session(cl); s != nil {
+		s.queued.Store(s.sent.Load())
+	}
 	room := maxSubscriptions - cl.State.Subscriptions.Len()
 	for i := range pk.Filters {
 		_, again := cl.State.Subscriptions.Get(pk.Filters[i].Filter)
@@ -305,6 +252,7 @@ func (h *hook) OnPublish(cl *mochi.Client, pk packets.Packet) (packets.Packet, e
 	}
 	if !h.s.desk.wants(pk.TopicName) {
 		if len(pk.Payload) > maxPayload {
+			pk.PacketID = s.ids.client()
 			h.settle(cl, s, pk, verdict{code: payload.TooLarge, refused: errTooLarge(pk)})
 			return pk, packets.ErrRejectPacket
 		}
@@ -326,6 +274,7 @@ func (h *hook) OnPublish(cl *mochi.Client, pk packets.Packet) (packets.Packet, e
 	if pk.FixedHeader.Qos == 2 {
 		return h.twice(cl, s, pk, m, free)
 	}
+	pk.PacketID = s.ids.client()
 	place := s.acks.open()
 	h.s.desk.take(h.ctx, m, func(v verdict) {
 		s.acks.settle(place, func() {
@@ -373,7 +322,7 @@ func (h *hook) acknowledge(cl *mochi.Client, pk packets.Packet, v verdict) {
 	if pk.FixedHeader.Qos == 0 {
 		return
 	}
-	ack := packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Puback}, PacketID: pk.PacketID}
+	ack := packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Puback}, PacketID: pk.PacketID, Origin: ours}
 	if pk.FixedHeader.Qos == 2 {
 		ack.FixedHeader.Type = packets.Pubrec
 	}
@@ -463,31 +412,6 @@ func (h *hook) OnClientExpired(cl *mochi.Client) {
 // OnPublishDropped counts.
 func (h *hook) OnPublishDropped(*mochi.Client, packets.Packet) { h.s.desk.count.dropped.Add(1) }
 
-// OnRetainPublished lets a client that subscribes to very many retained messages read
-// them before there are more: it holds up itself alone.
-func (h *hook) OnRetainPublished(cl *mochi.Client, _ packets.Packet) {
-	s := h.session(cl)
-	c, ok := cl.Net.Conn.(*conn)
-	if s == nil || !ok {
-		return
-	}
-	s.burst.Add(1)
-	for s.burst.Load() > maxQueued/2 && !cl.Closed() {
-		time.Sleep(time.Millisecond) // the broker's own queue tells nobody of its length
-	}
-	c.drain(maxUnread / 4)
-}
-
-// OnPacketSent counts down what OnRetainPublished has counted.
-func (h *hook) OnPacketSent(cl *mochi.Client, pk packets.Packet, _ []byte) {
-	if pk.FixedHeader.Type != packets.Publish {
-		return
-	}
-	if s := h.session(cl); s != nil && s.burst.Load() > 0 {
-		s.burst.Add(-1)
-	}
-}
-
 func errTooLarge(pk packets.Packet) error {
 	return fmt.Errorf("the payload has %d bytes, and %d is the limit", len(pk.Payload), maxPayload)
 }
@@ -498,86 +422,4 @@ func clip(s string) string {
 		return s[:most] + "..."
 	}
 	return s
-}
-
-// mayRetain says whether there is room to retain a client's message.
-func (h *hook) mayRetain(pk packets.Packet) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	was, there := h.retained[pk.TopicName]
-	if len(pk.Payload) == 0 {
-		return true
-	}
-	if !there && len(h.retained) >= maxRetained || h.retainedBytes-was+len(pk.Payload)+len(pk.TopicName) > maxRetainedBytes {
-		h.s.desk.count.dropped.Add(1)
-		return false
-	}
-	return true
-}
-
-// OnRetainMessage counts what clients retain.
-func (h *hook) OnRetainMessage(cl *mochi.Client, pk packets.Packet, _ int64) {
-	if cl.Net.Inline {
-		return
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.retainedBytes -= h.retained[pk.TopicName]
-	delete(h.retained, pk.TopicName)
-	if len(pk.Payload) > 0 {
-		size := len(pk.Payload) + len(pk.TopicName)
-		h.retained[pk.TopicName] = size
-		h.retainedBytes += size
-	}
-}
-
-// watch follows the password file, and forgets sessions that the broker forgot.
-func (h *hook) watch(ctx context.Context) {
-	for pause(ctx, 2*time.Second) {
-		h.sweep()
-		if h.s.users != nil {
-			h.followPasswords()
-		}
-	}
-}
-
-func (h *hook) sweep() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for cl := range h.sessions {
-		if cl.Closed() {
-			if now, _ := h.embedded.server.Clients.Get(cl.ID); now != cl {
-				h.forget(cl)
-			}
-		}
-	}
-}
-
-// followPasswords ends the connections of users that are gone or have another
-// password.
-func (h *hook) followPasswords() {
-	changed, err := h.s.users.reload()
-	if err != nil {
-		if err.Error() != h.complained {
-			h.complained = err.Error()
-			h.s.o.Log.Error("the MQTT passwords of before hold", "error", err)
-		}
-		return
-	}
-	h.complained = ""
-	if !changed {
-		return
-	}
-	h.s.o.Log.Info("read the MQTT password file", "file", h.s.users.file)
-	h.mu.Lock()
-	var gone []*mochi.Client
-	for cl, s := range h.sessions {
-		if h.s.users.line(s.name) != s.line && !cl.Closed() {
-			gone = append(gone, cl)
-		}
-	}
-	h.mu.Unlock()
-	for _, cl := range gone {
-		_ = h.embedded.server.DisconnectClient(cl, packets.ErrNotAuthorized)
-	}
 }

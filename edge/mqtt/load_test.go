@@ -2,6 +2,7 @@ package mqtt
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"runtime"
 	"strings"
@@ -106,13 +107,14 @@ func TestTooManyUpdatesAreAnsweredOnceASecond(t *testing.T) {
 	}
 }
 
-// TestAClientThatDoesNotReadHoldsUpNobody: it is cut off instead.
+// TestAClientThatDoesNotReadHoldsUpNobody: it is cut off, or misses what there is no
+// room for.
 func TestAClientThatDoesNotReadHoldsUpNobody(t *testing.T) {
 	n := newNode(t, Config{})
 	raw, err := net.Dial("tcp", n.address())
 	must(t, err)
 	defer raw.Close()
-	_, err = raw.Write([]byte("\x10\x10\x00\x04MQTT\x04\x02\x00\x00\x00\x04lazy\x82\x0a\x00\x01\x00\x05app/#\x01"))
+	_, err = raw.Write([]byte("\x10\x10\x00\x04MQTT\x04\x02\x00\x00\x00\x04lazy\x82\x0a\x00\x01\x00\x05app/#\x00"))
 	must(t, err)
 	eventually(t, "it has subscribed", func() bool { return n.server.current().listens("app/x") })
 	c := dial(t, n.address(), "busy", nil)
@@ -121,6 +123,19 @@ func TestAClientThatDoesNotReadHoldsUpNobody(t *testing.T) {
 		c.pub("app/x", big)
 		return !n.server.current().listens("app/x")
 	})
+	away := dial(t, n.address(), "away", func(o *paho.ClientOptions) { o.SetCleanSession(false) })
+	away.sub("app/#")
+	away.Disconnect(100)
+	for range 100 {
+		c.pub("app/x", big)
+	}
+	h := n.server.current().(*embedded).hook
+	if waits := h.waits.Load(); waits > 3<<20 || waits < 1<<20 || n.server.desk.count.dropped.Load() == 0 {
+		t.Errorf("%d bytes wait for a client that is away, %d messages were dropped", waits, n.server.desk.count.dropped.Load())
+	}
+	again := dial(t, n.address(), "away", func(o *paho.ClientOptions) { o.SetCleanSession(false) })
+	again.next("app/x")
+	eventually(t, "nothing waits when it has read", func() bool { return h.waits.Load() == 0 })
 }
 
 func TestStrangersAndGarbage(t *testing.T) {
@@ -221,6 +236,17 @@ func TestABurstOfRetainedMessagesIsWhole(t *testing.T) {
 	eventually(t, "all is retained", func() bool { return n.server.current().(*embedded).server.Topics.Retained.Len() >= 3*devices })
 	c := dial(t, n.address(), "dashboard", nil)
 	c.sub("holdfast/+/+/desired/+", "holdfast/+/+/desired")
+	go func() {
+		time.Sleep(4 * time.Second)
+		b := make([]byte, 1<<20)
+		b = b[:runtime.Stack(b, true)]
+		for _, g := range strings.Split(string(b), "\n\n") {
+			if strings.Contains(g, "mochi") || strings.Contains(g, "edge/mqtt") {
+				fmt.Println(g)
+			}
+		}
+		fmt.Println(len(c.got))
+	}()
 	eventually(t, "all has come", func() bool { return len(c.got) >= 3*devices })
 	if n.server.desk.count.dropped.Load() != 0 {
 		t.Error("some was dropped")
@@ -272,4 +298,65 @@ func TestWhatTheBrokerCosts(t *testing.T) {
 	eventually(t, "the clients are gone", func() bool { return n.server.current().(*embedded).server.Clients.Len() == 1 })
 	h := n.server.current().(*embedded).hook
 	eventually(t, "nothing is kept of them", func() bool { h.mu.Lock(); defer h.mu.Unlock(); return len(h.sessions) == 0 })
+}
+
+// TestTheNumbersOfBothDirectionsAreTwoThings: a client may publish with the number of a
+// message that it has not acknowledged yet.
+func TestTheNumbersOfBothDirectionsAreTwoThings(t *testing.T) {
+	n := newNode(t, Config{})
+	session := func() net.Conn {
+		raw, err := net.Dial("tcp", n.address())
+		must(t, err)
+		must(t, raw.SetDeadline(time.Now().Add(patience)))
+		_, err = raw.Write([]byte("\x10\x10\x00\x04MQTT\x04\x00\x00\x00\x00\x04slow"))
+		must(t, err)
+		return raw
+	}
+	expect := func(raw net.Conn, want string) {
+		t.Helper()
+		got := make([]byte, len(want))
+		if _, err := io.ReadFull(raw, got); err != nil || string(got) != want {
+			t.Fatalf("got %q, %v, want %q", got, err, want)
+		}
+	}
+	say := func(raw net.Conn, packet string) {
+		t.Helper()
+		_, err := raw.Write([]byte(packet))
+		must(t, err)
+	}
+	raw := session()
+	expect(raw, "\x20\x02\x00\x00")
+	say(raw, "\x82\x0a\x00\x01\x00\x05app/x\x01")
+	expect(raw, "\x90\x03\x00\x01\x01")
+	c := dial(t, n.address(), "c", nil)
+	c.pub("app/x", "m")
+	expect(raw, "\x32\x0a\x00\x05app/x\x00\x01m") // not acknowledged
+	say(raw, "\x82\x0a\x00\x01\x00\x05app/y\x01")
+	expect(raw, "\x90\x03\x00\x01\x01")
+	say(raw, "\x32\x0a\x00\x05app/z\x00\x01m")
+	expect(raw, "\x40\x02\x00\x01")
+	report := boiler + "report/temperature"
+	say(raw, "\x32"+string(rune(2+len(report)+2+1))+"\x00"+string(rune(len(report)))+report+"\x00\x017")
+	expect(raw, "\x40\x02\x00\x01")
+	say(raw, "\x34\x0a\x00\x05app/z\x00\x01m") // QoS 2
+	expect(raw, "\x50\x02\x00\x01")
+	raw.Close()
+	raw = session()
+	expect(raw, "\x20\x02\x01\x00")
+	both := make([]byte, 16)
+	_, err := io.ReadFull(raw, both)
+	must(t, err)
+	contains(t, string(both), "\x3a\x0a\x00\x05app/x\x00\x01m", "\x50\x02\x00\x01") // again
+	say(raw, "\x62\x02\x00\x01")
+	expect(raw, "\x70\x02\x00\x01")
+	say(raw, "\x40\x02\x00\x01")
+	raw.Close()
+	raw = session()
+	defer raw.Close()
+	expect(raw, "\x20\x02\x01\x00")
+	say(raw, "\xc0\x00")
+	expect(raw, "\xd0\x00") // nothing came before
+	if got := n.reported("boiler", "temperature"); got != "7" {
+		t.Errorf("stored %q", got)
+	}
 }
