@@ -91,9 +91,12 @@ func New(o Options) *Mapper {
 
 // Run serves until ctx ends.
 func (m *Mapper) Run(ctx context.Context) error {
-	listener, err := listen(m.o.Socket)
+	listener, err := m.listen(ctx)
 	if err != nil {
 		return fmt.Errorf("listen on %s: %w", m.o.Socket, err)
+	}
+	if listener == nil {
+		return nil
 	}
 	server := grpc.NewServer(grpc.MaxRecvMsgSize(8<<20), grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(4<<10))
 	dmi.RegisterDeviceMapperServiceServer(server, m)
@@ -260,6 +263,23 @@ func pause(ctx context.Context, d time.Duration) {
 	select {
 	case <-t.C:
 	case <-ctx.Done():
+	}
+}
+
+// listen makes the mapper's socket; nil when ctx ends before. edgecore makes the
+// folder for mappers when the node gets its first device, which may be later.
+func (m *Mapper) listen(ctx context.Context) (net.Listener, error) {
+	for told := false; ; told = true {
+		listener, err := listen(m.o.Socket)
+		if !errors.Is(err, fs.ErrPermission) && !errors.Is(err, fs.ErrNotExist) {
+			return listener, err
+		}
+		if !told {
+			m.o.Log.Warn("the mapper's socket cannot be made yet; trying again", "socket", m.o.Socket, "err", err)
+		}
+		if pause(ctx, time.Second); ctx.Err() != nil {
+			return nil, nil
+		}
 	}
 }
 
