@@ -26,15 +26,19 @@ func (c *conversation) publish(ctx context.Context, p *wire.Publish) {
 	}
 	go func() {
 		defer c.publishing.Add(-1)
+		result := answer(wire.ResultCode_RESULT_ACCEPTED, "")
 		if err := c.u.opts.Publish(ctx, p); err != nil {
-			c.reply(ctx, answer(wire.ResultCode_RESULT_RETRY, err.Error()))
-			return
+			result = answer(wire.ResultCode_RESULT_RETRY, err.Error())
 		}
-		c.reply(ctx, answer(wire.ResultCode_RESULT_ACCEPTED, ""))
+		select {
+		case c.published <- result:
+		case <-ctx.Done():
+		}
 	}()
 }
 
-// reply has an answer sent by the conversation's goroutine.
+// reply has an answer sent by the conversation's goroutine, which calls it and so
+// must not wait.
 func (c *conversation) reply(ctx context.Context, m *wire.EdgeMessage) {
 	go func() {
 		select {

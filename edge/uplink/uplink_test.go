@@ -37,6 +37,8 @@ type rig struct {
 	stop   func()
 
 	credential Credential
+	sources    []Source
+	publish    func(context.Context, *wire.Publish) error
 }
 
 func newRig(t *testing.T) *rig {
@@ -61,7 +63,7 @@ func (r *rig) open(t *testing.T) {
 func (r *rig) start(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	r.uplink = New(Options{Dialer: r.dialer, Store: r.store, Version: "test", Credential: r.credential,
+	r.uplink = New(Options{Dialer: r.dialer, Store: r.store, Version: "test", Credential: r.credential, Sources: r.sources, Publish: r.publish,
 		Timing: Timing{BackoffBase: time.Millisecond, BackoffCap: 4 * time.Millisecond, RefusedCap: 4 * time.Millisecond, Dial: patience, Welcome: patience, Token: patience,
 			Certificate: time.Millisecond, CertificateRetry: time.Millisecond}})
 	done := make(chan error, 1)
