@@ -6,13 +6,11 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 
 	"github.com/holdfast-edge/holdfast/common/api/devices/v1beta1"
-	"github.com/holdfast-edge/holdfast/common/localstatus"
 	"github.com/holdfast-edge/holdfast/tests/scene"
 	"github.com/holdfast-edge/holdfast/tests/world"
 )
@@ -58,7 +56,9 @@ func TestADeviceIsSteeredFromTheCloudAndGoesOnOffline(t *testing.T) {
 	s.Must(n.Cut())
 	s.Publish(n, topic("set/target"), "17")
 	s.Message(n, topic("desired/target"), "17")
-	put(s, n, "cellar", `{"target": 18}`)
+	if status, answer, err := s.Local(n, http.MethodPut, "cellar/desired", `{"target": 18}`); err != nil || status != http.StatusOK {
+		t.Fatalf("over HTTP: %d, %s, %v", status, answer, err)
+	}
 	s.Message(n, topic("desired/target"), "18")
 	var lines []string
 	for i := range 500 {
@@ -100,22 +100,6 @@ func TestADeviceIsSteeredFromTheCloudAndGoesOnOffline(t *testing.T) {
 	s.Until("the node has forgotten the device", func(context.Context) (bool, error) {
 		return strings.Contains(s.AtNode(n, "devices"), "no devices"), nil
 	})
-}
-
-// put sets desired values over the node's HTTP API.
-func put(s *scene.Scene, n *world.Node, device, body string) {
-	s.Helper()
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(n.RunDir(), localstatus.DevicesSocketName))
-	}}}
-	request, err := http.NewRequestWithContext(s.Ctx, http.MethodPut, "http://edgecore"+localstatus.DevicesPath+"/"+s.NS+"/"+device+"/desired", strings.NewReader(body))
-	s.Must(err)
-	response, err := client.Do(request)
-	s.Must(err)
-	response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		s.Fatalf("PUT %s: %s", request.URL, response.Status)
-	}
 }
 
 // TestADeviceProgramOfKubeEdgeRuns: its topics and payloads.
