@@ -44,7 +44,8 @@ type session struct {
 	replies   []*wire.HubMessage // results and answers to send
 	sending   bool
 	reports   reportQueue
-	asking    int // token requests that run
+	messages  reportQueue // of routes: an endpoint that does not answer delays no status
+	asking    int         // token requests that run
 	resolving bool
 	stale     bool             // what the node must hold is to be worked out (again)
 	late      <-chan time.Time // the Welcome waits no longer; nil after it
@@ -167,7 +168,7 @@ func (s *session) stop(unfollow func()) {
 
 // input is where messages come from, nil while the session holds enough.
 func (s *session) input() <-chan arrival {
-	if s.reports.total+s.asking+len(s.replies) >= maxBacklog || s.tooMuchHeld() {
+	if s.reports.total+s.messages.total+s.asking+len(s.replies) >= maxBacklog || s.tooMuchHeld() {
 		return nil
 	}
 	return s.arrived
@@ -256,7 +257,7 @@ func (s *session) take(a arrival) error {
 		s.restore.look = true
 	case *wire.EdgeMessage_Report:
 		s.hold(len(body.Report.GetPayload()))
-		s.reports.add(body.Report)
+		s.queueOf(body.Report).add(body.Report)
 	case *wire.EdgeMessage_TokenAsk:
 		s.ask(body.TokenAsk)
 	case *wire.EdgeMessage_CertificateAsk:
@@ -336,7 +337,8 @@ func (s *session) advance() error {
 		s.welcome()
 	}
 	s.startClaim()
-	s.startReports()
+	s.startReports(&s.reports)
+	s.startReports(&s.messages)
 	if err := s.startSend(); err != nil {
 		return err
 	}
@@ -491,10 +493,17 @@ func (s *session) sendOne(b []byte) error {
 	return nil
 }
 
+func (s *session) queueOf(r *wire.Report) *reportQueue {
+	if r.GetKind() == wire.ReportKind_REPORT_MESSAGES {
+		return &s.messages
+	}
+	return &s.reports
+}
+
 // startReports writes waiting reports, once the node is claimed.
-func (s *session) startReports() {
+func (s *session) startReports(q *reportQueue) {
 	for s.claim.epoch != 0 {
-		r, done := s.reports.next()
+		r, done := q.next()
 		if r == nil {
 			return
 		}

@@ -39,6 +39,8 @@ type keptModel struct{ item *roster.Item }
 type keptRoute struct {
 	item *roster.Item
 	spec v1beta1.RouteSpec // who is selected, and nothing else
+
+	dropped []v1beta1.RouteNode
 }
 
 func (c *Cluster) followDevices(client *crd.Client) {
@@ -169,7 +171,8 @@ func keepRoute(obj runtime.Object) (*keptRoute, error) {
 		return nil, fmt.Errorf("a %T is no route", obj)
 	}
 	item, err := roster.Route(r)
-	return &keptRoute{item, v1beta1.RouteSpec{NodeName: r.Spec.NodeName, NodeSelector: r.Spec.NodeSelector}}, err
+	spec := v1beta1.RouteSpec{NodeName: r.Spec.NodeName, NodeSelector: r.Spec.NodeSelector}
+	return &keptRoute{item, spec, r.Status.Nodes}, err
 }
 
 func keyOfObject(obj runtime.Object) string {
@@ -287,6 +290,25 @@ func (c *Cluster) Device(node, namespace, name string) *v1beta1.Device {
 		return nil
 	}
 	return d
+}
+
+// Route returns a route as it is known last, or nil. What it returns is the
+// caller's.
+func (c *Cluster) Route(namespace, name string) *v1beta1.Route {
+	if c.devices == nil {
+		return nil
+	}
+	kept := c.devices.routes.get(namespace + "/" + name)
+	if kept == nil {
+		return nil
+	}
+	r := new(v1beta1.Route)
+	if err := json.Unmarshal(kept.item.Payload(), r); err != nil {
+		c.log.Error("a route that is kept cannot be read", "route", namespace+"/"+name, "err", err)
+		return nil
+	}
+	r.Status.Nodes = kept.dropped
+	return r
 }
 
 // Wrote takes what the apiserver made of a status that this hub wrote, before the

@@ -29,6 +29,7 @@ import (
 	"github.com/holdfast-edge/holdfast/build/manifests"
 	"github.com/holdfast-edge/holdfast/cloud/asnode"
 	"github.com/holdfast-edge/holdfast/cloud/autonomy"
+	"github.com/holdfast-edge/holdfast/cloud/crd"
 	"github.com/holdfast-edge/holdfast/cloud/roster"
 	"github.com/holdfast-edge/holdfast/common/adm/install"
 	"github.com/holdfast-edge/holdfast/common/wire"
@@ -101,7 +102,7 @@ func newSite(t testing.TB) *site {
 // open runs a Cluster until the test ends.
 func (s *site) open(t testing.TB) *Cluster {
 	t.Helper()
-	c, err := New(Options{Client: s.client(t, s.config), AsNode: s.asNode(t), Metadata: s.metadata(t), Log: slog.New(slog.DiscardHandler)})
+	c, err := New(Options{Client: s.client(t, s.config), AsNode: s.asNode(t), Metadata: s.metadata(t), Devices: s.devices(t), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,6 +151,15 @@ func (s *site) asNode(t testing.TB) kubernetes.Interface {
 func (s *site) metadata(t testing.TB) metadata.Interface {
 	t.Helper()
 	c, err := metadata.NewForConfig(metadata.ConfigFor(s.config))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func (s *site) devices(t testing.TB) *crd.Client {
+	t.Helper()
+	c, err := crd.New(s.config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -522,7 +532,7 @@ func (s *site) keeper(t *testing.T, hub string) (k *autonomy.Keeper, dead *atomi
 		})
 	})
 	client := s.client(t, rc)
-	c, err := New(Options{Client: client, AsNode: s.asNode(t), Metadata: s.metadata(t), Log: slog.New(slog.DiscardHandler)})
+	c, err := New(Options{Client: client, AsNode: s.asNode(t), Metadata: s.metadata(t), Devices: s.devices(t), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/holdfast-edge/holdfast/cloud/identity"
+	"github.com/holdfast-edge/holdfast/cloud/route"
 	"github.com/holdfast-edge/holdfast/common/config"
 	"github.com/holdfast-edge/holdfast/common/enrollment"
 	"github.com/holdfast-edge/holdfast/common/link"
@@ -119,7 +120,7 @@ func (d *door) close() {
 }
 
 // serve serves both ports until ctx ends.
-func (d *door) serve(ctx context.Context, tlsConfig *tls.Config, links, joins, figures http.Handler, healthy func() bool) error {
+func (d *door) serve(ctx context.Context, tlsConfig *tls.Config, links, joins, publish, figures http.Handler, healthy func() bool) error {
 	health := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		if !healthy() {
 			http.Error(w, "the cluster's objects are not known yet", http.StatusServiceUnavailable)
@@ -131,6 +132,7 @@ func (d *door) serve(ctx context.Context, tlsConfig *tls.Config, links, joins, f
 	public.Handle(link.Path, links)
 	public.Handle(enrollment.Path, joins)
 	public.Handle(enrollment.RenewPath, joins)
+	public.Handle(route.Pattern, publish)
 	public.Handle("/healthz", health)
 	local := http.NewServeMux()
 	local.Handle("/healthz", health)

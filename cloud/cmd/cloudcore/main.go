@@ -27,6 +27,7 @@ import (
 	"github.com/holdfast-edge/holdfast/cloud/hub"
 	"github.com/holdfast-edge/holdfast/cloud/identity"
 	"github.com/holdfast-edge/holdfast/cloud/report"
+	"github.com/holdfast-edge/holdfast/cloud/route"
 	"github.com/holdfast-edge/holdfast/cloud/watch"
 	"github.com/holdfast-edge/holdfast/common/config"
 	"github.com/holdfast-edge/holdfast/common/link"
@@ -101,18 +102,21 @@ func serve(ctx context.Context, cfg config.Cloud, log *slog.Logger) error {
 	reports := report.New(report.Options{Client: clients.own, AsNode: clients.asNode, Hub: hubName(cfg), Log: log})
 	twins := device.NewWriter(device.WriterOptions{Client: clients.devices, AsNode: clients.devicesAsNode, Known: cluster, Reports: reports})
 	devices := device.NewKeeper(device.KeeperOptions{Client: clients.devices, Nodes: clients.own, Cluster: cluster, Log: log})
+	routing := route.Options{Client: clients.devices, Cluster: clients.own, AsNode: clients.asNode, Known: cluster, Reports: reports, Version: version}
+	routes := route.NewCarrier(routing)
 	var nodes *hub.Hub
 	revoked := enroll.NewRevocations(enroll.RevocationsOptions{Client: clients.own, Log: log,
 		OnRevoked: func(node string, before time.Time) { nodes.Revoke(node, before) }})
 	joins := enroll.New(enroll.Options{Client: clients.own, CA: self.CA(), TTL: cfg.NodeCertificateTTL.Duration, RenewGrace: cfg.RenewGrace.Duration, Revocations: revoked, Log: log})
-	nodes = hub.New(hub.Options{Cluster: cluster, Reports: reports, Devices: twins, Certificates: joins, Admit: revoked.Admit, Log: log, Version: version})
+	nodes = hub.New(hub.Options{Cluster: cluster, Reports: reports, Devices: twins, Routes: routes, Certificates: joins, Admit: revoked.Admit, Log: log, Version: version})
+	publish := route.NewDoor(routing, nodes)
 	keeper := autonomy.New(autonomy.Options{Client: clients.own, Cluster: cluster, Log: log, Hub: hubName(cfg), Also: devices.Lead})
 	acceptor, links, err := door.accept(link.AcceptOptions{Timing: link.Timing{KeepAlive: cfg.KeepAlive.Duration, UserTimeout: cfg.LineTimeout.Duration}, Admit: revoked.Admit, Log: log}, self)
 	if err != nil {
 		return err
 	}
 	defer acceptor.Close()
-	figures := metricsHandler(clients.requests, cluster.Synced, nodes.WriteMetrics, cluster.WriteMetrics, keeper.WriteMetrics, twins.WriteMetrics, devices.WriteMetrics, door.strangers.WriteMetrics)
+	figures := metricsHandler(clients.requests, cluster.Synced, nodes.WriteMetrics, cluster.WriteMetrics, keeper.WriteMetrics, twins.WriteMetrics, devices.WriteMetrics, routes.WriteMetrics, publish.WriteMetrics, door.strangers.WriteMetrics)
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return cluster.Run(ctx) })
@@ -121,7 +125,7 @@ func serve(ctx context.Context, cfg config.Cloud, log *slog.Logger) error {
 	group.Go(func() error { return joins.Run(ctx) })
 	group.Go(func() error { return keeper.Run(ctx) })
 	group.Go(func() error { return nodes.Serve(ctx, acceptor) })
-	group.Go(func() error { return door.serve(ctx, self.TLSConfig(), links, joins, figures, cluster.Synced) })
+	group.Go(func() error { return door.serve(ctx, self.TLSConfig(), links, joins, publish, figures, cluster.Synced) })
 	group.Go(func() error {
 		if cluster.WaitSynced(ctx) == nil {
 			log.Info("ready", "listen", door.public.Addr().String())

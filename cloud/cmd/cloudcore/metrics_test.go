@@ -89,7 +89,7 @@ func TestMetricsOfAHubWithoutNodes(t *testing.T) {
 	backend := httptest.NewTLSServer(nil) // for its certificate
 	defer backend.Close()
 	go func() {
-		done <- d.serve(ctx, &tls.Config{Certificates: backend.TLS.Certificates}, http.NotFoundHandler(), http.NotFoundHandler(), figures, cluster.Synced)
+		done <- d.serve(ctx, &tls.Config{Certificates: backend.TLS.Certificates}, http.NotFoundHandler(), http.NotFoundHandler(), http.NotFoundHandler(), figures, cluster.Synced)
 	}()
 	defer func() {
 		stop()
