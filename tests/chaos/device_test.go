@@ -91,6 +91,9 @@ func TestADeviceOnAFullDiskIsToldSoAndPodsGoOn(t *testing.T) {
 	s.Start("web", n, nil)
 	before := s.Running(n)["web/main"]
 	aMeter(s, n)
+	if status, answer, err := s.Local(n, http.MethodPost, "meter/report", `{"count": 0}`); err != nil || status != http.StatusOK {
+		t.Fatalf("before the disk is full: %d, %s, %v", status, answer, err)
+	}
 	ballast := filepath.Join(n.DataDir(), "ballast")
 	s.Must(fill(ballast))
 	count := 0
