@@ -211,6 +211,7 @@ func packet(m outgoing) packets.Packet {
 }
 
 func (e *embedded) inject(pk packets.Packet) {
+	e.hook.catchUp()
 	_ = e.server.InjectPacket(e.inline, pk) // an inline client is refused nothing
 }
 

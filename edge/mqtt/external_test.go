@@ -18,13 +18,13 @@ import (
 
 // mosquitto is a real broker in a folder of its own.
 type mosquitto struct {
-	t       *testing.T
+	t       testing.TB
 	address string
 	config  string
 	cmd     *exec.Cmd
 }
 
-func freeAddress(t *testing.T) string {
+func freeAddress(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
@@ -33,7 +33,7 @@ func freeAddress(t *testing.T) string {
 }
 
 // newMosquitto writes a config; start starts it.
-func newMosquitto(t *testing.T, lines ...string) *mosquitto {
+func newMosquitto(t testing.TB, lines ...string) *mosquitto {
 	dir := t.TempDir()
 	m := &mosquitto{t: t, address: freeAddress(t), config: filepath.Join(dir, "mosquitto.conf")}
 	text := fmt.Sprintf("listener %s 127.0.0.1\npersistence true\npersistence_location %s/\nautosave_interval 1\nautosave_on_changes true\nuser root\n", port(m.address), dir)

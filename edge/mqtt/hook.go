@@ -49,6 +49,7 @@ type hook struct {
 	room     *semaphore.Weighted
 
 	waits atomic.Int64 // bytes in all sessions' inflight
+	late  atomic.Pointer[late]
 
 	mu            sync.Mutex
 	sessions      map[*mochi.Client]*session
@@ -65,9 +66,9 @@ type session struct {
 	line string // in the password file
 	room *semaphore.Weighted
 	acks *order
-	// sent counts messages, and queued those before the last subscription with the
-	// retained ones that followed from it.
-	sent, queued atomic.Int64
+	// handed are the messages that the library took for the client, sent those that
+	// it has written.
+	handed, sent atomic.Int64
 	waits        inflight
 	ids          ids
 }
@@ -88,7 +89,7 @@ func (h *hook) Provides(b byte) bool {
 		mochi.OnConnect, mochi.OnConnectAuthenticate, mochi.OnACLCheck, mochi.OnDisconnect, mochi.OnPublish,
 		mochi.OnPublishDropped, mochi.OnRetainMessage, mochi.OnRetainPublished, mochi.OnPacketSent, mochi.OnWillSent,
 		mochi.OnSessionEstablish, mochi.OnSubscribe, mochi.OnClientExpired, mochi.OnQosPublish, mochi.OnQosComplete, mochi.OnQosDropped,
-		mochi.OnPacketRead, mochi.OnPacketEncode,
+		mochi.OnPacketRead, mochi.OnPacketEncode, mochi.OnSubscribed,
 	}, b) >= 0
 }
 
@@ -178,9 +179,6 @@ func (h *hook) forget(cl *mochi.Client) {
 
 // OnSubscribe makes filters invalid that there is no room for.
 func (h *hook) OnSubscribe(cl *mochi.Client, pk packets.Packet) packets.Packet {
-	if s := h.session(cl); s != nil {
-		s.queued.Store(s.sent.Load())
-	}
 	room := maxSubscriptions - cl.State.Subscriptions.Len()
 	for i := range pk.Filters {
 		_, again := cl.State.Subscriptions.Get(pk.Filters[i].Filter)
@@ -208,6 +206,9 @@ func (h *hook) OnACLCheck(cl *mochi.Client, name string, write bool) bool {
 		if h.waits.Load() > allInflightRoom || s.waits.full() {
 			h.s.desk.count.dropped.Add(1)
 			return false
+		}
+		if s.handed.Add(1)-s.sent.Load() > maxQueued/2 {
+			h.late.Store(&late{cl, s})
 		}
 		return true
 	}
@@ -408,9 +409,6 @@ func (h *hook) OnClientExpired(cl *mochi.Client) {
 	h.forget(cl)
 	h.mu.Unlock()
 }
-
-// OnPublishDropped counts.
-func (h *hook) OnPublishDropped(*mochi.Client, packets.Packet) { h.s.desk.count.dropped.Add(1) }
 
 func errTooLarge(pk packets.Packet) error {
 	return fmt.Errorf("the payload has %d bytes, and %d is the limit", len(pk.Payload), maxPayload)

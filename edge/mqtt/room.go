@@ -70,26 +70,70 @@ func (h *hook) OnQosComplete(cl *mochi.Client, pk packets.Packet) {
 // OnQosDropped ends the wait, too.
 func (h *hook) OnQosDropped(cl *mochi.Client, pk packets.Packet) { h.OnQosComplete(cl, pk) }
 
+// late is a client for which the library has much to write. It writes without being
+// held up (see conn), so that this lasts only as long as other work takes.
+type late struct {
+	client  *mochi.Client
+	session *session
+}
+
+// patienceWithLate bounds that, for what the counters cannot see: messages that wait
+// for acknowledgements first (MQTT 5's receive maximum), or that there was no room for.
+const patienceWithLate = 50 * time.Millisecond
+
+func (l *late) wait() {
+	for began := time.Now(); l.session.handed.Load()-l.session.sent.Load() > maxQueued/2 && !l.client.Closed(); {
+		most := int(l.client.Properties.Props.ReceiveMaximum)
+		if most > 0 && l.client.State.Inflight.Len() >= most || time.Since(began) > patienceWithLate {
+			l.session.handed.Store(l.session.sent.Load())
+			return
+		}
+		time.Sleep(time.Millisecond) // the library tells nobody of the length of its queue
+	}
+}
+
+// catchUp waits until no client is late, before there is more for it.
+func (h *hook) catchUp() {
+	if l := h.late.Swap(nil); l != nil {
+		l.wait()
+	}
+}
+
 // OnRetainPublished lets a client that subscribes to very many retained messages read
 // them before there are more: it holds up itself alone.
 func (h *hook) OnRetainPublished(cl *mochi.Client, _ packets.Packet) {
-	s := h.session(cl)
-	c, ok := cl.Net.Conn.(*conn)
-	if s == nil || !ok {
-		return
+	if s := h.session(cl); s != nil {
+		(&late{cl, s}).wait()
 	}
-	queued := s.queued.Add(1)
-	for queued-s.sent.Load() > maxQueued/2 && !cl.Closed() {
-		time.Sleep(time.Millisecond) // the broker's own queue tells nobody of its length
+	if c, ok := cl.Net.Conn.(*conn); ok {
+		c.drain(maxUnread / 4)
 	}
-	c.drain(maxUnread / 4)
 }
 
-// OnPacketSent counts what OnRetainPublished waits for.
+// OnSubscribed takes back what OnACLCheck has counted of the filters.
+func (h *hook) OnSubscribed(cl *mochi.Client, _ packets.Packet, codes []byte) {
+	if s := h.session(cl); s != nil {
+		for _, code := range codes {
+			if code <= 2 {
+				s.handed.Add(-1)
+			}
+		}
+	}
+}
+
+// OnPacketSent counts what was written.
 func (h *hook) OnPacketSent(cl *mochi.Client, pk packets.Packet, _ []byte) {
 	if pk.FixedHeader.Type != packets.Publish {
 		return
 	}
+	if s := h.session(cl); s != nil {
+		s.sent.Add(1)
+	}
+}
+
+// OnPublishDropped counts what will never be written.
+func (h *hook) OnPublishDropped(cl *mochi.Client, _ packets.Packet) {
+	h.s.desk.count.dropped.Add(1)
 	if s := h.session(cl); s != nil {
 		s.sent.Add(1)
 	}
