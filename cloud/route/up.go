@@ -219,7 +219,7 @@ func (c *Carrier) enter(ctx context.Context, uid string) (leave func(), err erro
 	}
 	c.posting[uid]++
 	c.mu.Unlock()
-	leave = func() {
+	fewer := func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if c.posting[uid]--; c.posting[uid] == 0 {
@@ -228,9 +228,9 @@ func (c *Carrier) enter(ctx context.Context, uid string) (leave func(), err erro
 	}
 	select {
 	case c.posts <- struct{}{}:
-		return func() { <-c.posts; leave() }, nil
+		return func() { <-c.posts; fewer() }, nil
 	case <-ctx.Done():
-		leave()
+		fewer()
 		return nil, context.Cause(ctx)
 	}
 }

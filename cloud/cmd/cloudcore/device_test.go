@@ -273,7 +273,11 @@ func (p *place) deviceReports(t *testing.T) {
 	// The database of the node is lost: it counts anew, and its word counts.
 	e.Disconnect()
 	anew := p.edge(t, "shop-2", "another store")
-	anew.Connect()
+	eventually(t, "the hub has seen that the old database is gone", func() bool {
+		anew.Connect()
+		anew.Wait("the hub's verdict", func(s edgetest.Seen) bool { return s.Welcome != nil || s.Goodbye != nil })
+		return anew.Seen().Welcome != nil
+	})
 	anew.WaitObjects("the device", edgetest.Has("device/default/s-2"))
 	if r := anew.ReportMessage(wire.ReportKind_REPORT_DEVICE, said(d, 1, "7")); r.Code != wire.ResultCode_RESULT_ACCEPTED {
 		t.Fatal(r)
