@@ -1,6 +1,7 @@
 // Command bench measures what an issue or the README states: how fast pods come
 // up and come back beside the bare runtime in the same run, what edgecore costs a
-// small machine, and what it puts on a metered line at rest.
+// small machine, what it puts on a metered line at rest, and how many devices it
+// serves how soon.
 package main
 
 import (
@@ -28,8 +29,9 @@ type settings struct {
 	against []string // folders with other builds' edgecore, to compare with
 }
 
-// allFigures are those that can be asked for. The floor is always measured: the others are multiples of it.
-const allFigures = "apply,reboot,memory,line"
+// allFigures are those that can be asked for. Where one is about pods, the floor is measured too: it is
+// what they are multiples of.
+const allFigures = "apply,reboot,memory,line,devices"
 
 func (s *settings) wants(figure string) bool { return slices.Contains(s.figures, figure) }
 
@@ -42,7 +44,7 @@ func main() {
 	flag.IntVar(&s.pods, "pods", 20, "one-container pods")
 	flag.IntVar(&s.rounds, "rounds", 3, "rounds of floor, apply and reboot")
 	flag.DurationVar(&s.rest, "rest", 3*time.Minute, "how long the line is watched at rest")
-	figures := flag.String("figures", allFigures, "what is measured beside the floor, separated by commas")
+	figures := flag.String("figures", allFigures, "what is measured, separated by commas; beside pods, the floor")
 	against := flag.String("against", "", "`folders` of other builds' edgecore, separated by commas: each round measures all, one after the other")
 	flag.Parse()
 	if *against != "" {
@@ -76,6 +78,19 @@ func run(ctx context.Context, s settings) (err error) {
 }
 
 func (b *bench) run(ctx context.Context) error {
+	if slices.ContainsFunc(b.figures, func(figure string) bool { return figure != "devices" }) {
+		if err := b.measurePods(ctx); err != nil {
+			return err
+		}
+	}
+	if b.wants("devices") {
+		return b.measureDevices(ctx)
+	}
+	return nil
+}
+
+// measurePods takes all figures but those of devices, beside the floor.
+func (b *bench) measurePods(ctx context.Context) error {
 	if err := b.verbose(); err != nil {
 		return err
 	}

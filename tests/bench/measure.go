@@ -68,7 +68,7 @@ func (b *bench) verbose() error {
 	if err != nil {
 		return err
 	}
-	if b.wants("memory") || b.wants("line") { // which are of edgecore as it is delivered
+	if b.wants("memory") || b.wants("line") || b.wants("devices") { // which are of edgecore as it is delivered
 		return nil
 	}
 	var lines []string
