@@ -14,12 +14,15 @@ type filters struct {
 
 	mu   sync.RWMutex
 	list []string
-	news chan struct{} // closed and made anew when list changes
+	some bool          // there are routes, perhaps of the other direction
+	news chan struct{} // closed and made anew when list or some changes
 }
 
 func (f *filters) refresh() {
 	var list []string
+	some := false
 	if f.routes != nil {
+		some = f.routes.Len() > 0
 		for _, filter := range f.routes.Filters() {
 			if topic.ValidFilter(filter) && filter[0] != '$' {
 				list = append(list, filter)
@@ -30,10 +33,10 @@ func (f *filters) refresh() {
 	list = slices.Compact(list)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.news != nil && slices.Equal(list, f.list) {
+	if f.news != nil && slices.Equal(list, f.list) && some == f.some {
 		return
 	}
-	f.list = list
+	f.list, f.some = list, some
 	if f.news != nil {
 		close(f.news)
 	}
@@ -59,6 +62,12 @@ func (f *filters) all() []string {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	return f.list
+}
+
+func (f *filters) any() bool {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.some
 }
 
 // changed is closed when all would answer otherwise.

@@ -20,13 +20,17 @@ type Devices interface {
 	Get(key twin.Key) (device.View, error)
 	List() []device.View
 	Listen(buffer int) (<-chan device.Change, func())
+	// Started is closed when what was stored is known.
+	Started() <-chan struct{}
 }
 
 // Routes carries application messages; edge/route's Router.
 type Routes interface {
 	// Filters are the topic filters whose messages are wanted now.
 	Filters() []string
-	// Changed has capacity 1 and says that Filters may be others.
+	// Len is how many routes there are, in either direction.
+	Len() int
+	// Changed has capacity 1 and says that Filters and Len may be others.
 	Changed() <-chan struct{}
 	// Offer takes a message if it is wanted; done follows when it is durable or, with
 	// an error, when it could not be kept.
@@ -199,6 +203,11 @@ func (s *Server) Run(ctx context.Context) error {
 	defer group.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	select {
+	case <-s.o.Devices.Started(): // before that, unknown is not none
+	case <-ctx.Done():
+		return nil
+	}
 	s.routes.refresh()
 	group.Go(func() { s.routes.follow(ctx) })
 	changes, stop := s.o.Devices.Listen(16)
@@ -219,7 +228,7 @@ func (s *Server) Run(ctx context.Context) error {
 func (s *Server) needed(ctx context.Context, changes <-chan device.Change) bool {
 	for {
 		changed := s.routes.changed()
-		if len(s.o.Devices.List()) > 0 || len(s.routes.all()) > 0 {
+		if len(s.o.Devices.List()) > 0 || s.routes.any() {
 			return true
 		}
 		select {

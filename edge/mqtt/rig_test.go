@@ -113,6 +113,8 @@ func (r *router) Filters() []string {
 
 func (r *router) Changed() <-chan struct{} { return r.changed }
 
+func (r *router) Len() int { return len(r.Filters()) }
+
 func (r *router) want(filters ...string) {
 	r.mu.Lock()
 	r.filters = filters
