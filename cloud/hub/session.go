@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/holdfast-edge/holdfast/cloud/delivery"
-	"github.com/holdfast-edge/holdfast/cloud/report"
 	"github.com/holdfast-edge/holdfast/cloud/roster"
 	"github.com/holdfast-edge/holdfast/common/link"
 	"github.com/holdfast-edge/holdfast/common/wire"
@@ -43,9 +42,8 @@ type session struct {
 	resolve   func(context.Context) (*roster.Wanted, error)
 	replies   []*wire.HubMessage // results and answers to send
 	sending   bool
-	reports   reportQueue
-	messages  reportQueue // of routes: an endpoint that does not answer delays no status
-	asking    int         // token requests that run
+	reports   [lanes]reportQueue
+	asking    int // token requests that run
 	resolving bool
 	stale     bool             // what the node must hold is to be worked out (again)
 	late      <-chan time.Time // the Welcome waits no longer; nil after it
@@ -168,7 +166,7 @@ func (s *session) stop(unfollow func()) {
 
 // input is where messages come from, nil while the session holds enough.
 func (s *session) input() <-chan arrival {
-	if s.reports.total+s.messages.total+s.asking+len(s.replies) >= maxBacklog || s.tooMuchHeld() {
+	if s.waiting()+s.asking+len(s.replies) >= maxBacklog || s.tooMuchHeld() {
 		return nil
 	}
 	return s.arrived
@@ -257,7 +255,7 @@ func (s *session) take(a arrival) error {
 		s.restore.look = true
 	case *wire.EdgeMessage_Report:
 		s.hold(len(body.Report.GetPayload()))
-		s.queueOf(body.Report).add(body.Report)
+		s.reports[laneOf(body.Report)].add(body.Report)
 	case *wire.EdgeMessage_TokenAsk:
 		s.ask(body.TokenAsk)
 	case *wire.EdgeMessage_CertificateAsk:
@@ -337,8 +335,9 @@ func (s *session) advance() error {
 		s.welcome()
 	}
 	s.startClaim()
-	s.startReports(&s.reports)
-	s.startReports(&s.messages)
+	for lane := range s.reports {
+		s.startReports(lane)
+	}
 	if err := s.startSend(); err != nil {
 		return err
 	}
@@ -493,17 +492,10 @@ func (s *session) sendOne(b []byte) error {
 	return nil
 }
 
-func (s *session) queueOf(r *wire.Report) *reportQueue {
-	if r.GetKind() == wire.ReportKind_REPORT_MESSAGES {
-		return &s.messages
-	}
-	return &s.reports
-}
-
-// startReports writes waiting reports, once the node is claimed.
-func (s *session) startReports(q *reportQueue) {
+// startReports writes waiting reports of a lane, once the node is claimed.
+func (s *session) startReports(lane int) {
 	for s.claim.epoch != 0 {
-		r, done := q.next()
+		r, done := s.reports[lane].next(maxRunning(lane))
 		if r == nil {
 			return
 		}
@@ -540,49 +532,5 @@ func (s *session) reported(r *wire.Report, result *wire.ReportResult) {
 		tell(&s.rejected, slog.LevelWarn, "a report was rejected; further ones of this session are only counted")
 	case wire.ResultCode_RESULT_RETRY:
 		tell(&s.putOff, slog.LevelInfo, "a report cannot be written now, and the edge repeats it; further ones of this session are only counted")
-	}
-}
-
-// reportQueue keeps the reports of one node: about one subject one after the
-// other, about several subjects a few at a time.
-type reportQueue struct {
-	chains  map[string][]*wire.Report
-	ready   []string // subjects whose first report may be written
-	running int
-	total   int
-}
-
-// maxRunning is how many reports of one node are written at a time.
-const maxRunning = 4
-
-func (q *reportQueue) add(r *wire.Report) {
-	if q.chains == nil {
-		q.chains = make(map[string][]*wire.Report)
-	}
-	subject := report.Subject(r)
-	q.chains[subject] = append(q.chains[subject], r)
-	if len(q.chains[subject]) == 1 {
-		q.ready = append(q.ready, subject)
-	}
-	q.total++
-}
-
-// next returns a report to write and what to call when it is written, or nil.
-func (q *reportQueue) next() (*wire.Report, func()) {
-	if q.running >= maxRunning || len(q.ready) == 0 {
-		return nil, nil
-	}
-	subject := q.ready[0]
-	q.ready = q.ready[1:]
-	q.running++
-	return q.chains[subject][0], func() {
-		q.running--
-		q.total--
-		if rest := q.chains[subject][1:]; len(rest) > 0 {
-			q.chains[subject] = rest
-			q.ready = append(q.ready, subject)
-		} else {
-			delete(q.chains, subject)
-		}
 	}
 }
