@@ -78,8 +78,7 @@ func TestWhoMayDoWhat(t *testing.T) {
 			}
 		}
 	}
-	// QoS 0, because MQTT 3.1.1 ends the connection otherwise.
-	c.Publish("holdfast/plant/second/report", 0, false, `{"temperature":1}`)
+	c.pub("holdfast/plant/second/report", `{"temperature":1}`) // acknowledged, so that it does not come again
 	if a := unmarshal[payload.Answer](t, c.next(boiler+"result")); a.Code != 403 || a.Topic != "holdfast/plant/second/report" {
 		t.Errorf("answer %+v", a)
 	}
@@ -87,10 +86,12 @@ func TestWhoMayDoWhat(t *testing.T) {
 	if got := n.reported("second", "temperature"); got != "" {
 		t.Errorf("another device's twin was changed: %s", got)
 	}
-	token := c.Publish(boiler+"desired", 1, true, `{"target":9}`)
-	if token.WaitTimeout(patience); token.Error() == nil {
-		t.Error("a device spoke in edgecore's name")
+	c.Publish(boiler+"desired", 1, true, `{"target":9}`).WaitTimeout(patience)
+	if out, err := run(t, "mosquitto_sub", "-p", port(address), "-u", "dashboard", "-P", "secret-of-dashboard", "-t", boiler+"desired", "-C", "1"); err != nil || strings.TrimSpace(out) != `{"target":21}` {
+		t.Errorf("a device spoke in edgecore's name: %v: %s", err, out)
 	}
+	out, _ := run(t, "mosquitto_pub", "-V", "mqttv5", "-d", "-p", port(address), "-u", "plant/boiler", "-P", "secret-of-plant/boiler", "-q", "1", "-t", "other/topic", "-m", "x")
+	contains(t, out, "RC:135") // not authorized
 
 	p := dial(t, address, "dashboard", as("dashboard"))
 	p.sub("holdfast/+/+/report")

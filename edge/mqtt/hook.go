@@ -192,8 +192,8 @@ func (h *hook) OnSubscribe(cl *mochi.Client, pk packets.Packet) packets.Packet {
 	return pk
 }
 
-// OnACLCheck says whether a client may publish to a topic, or subscribe to a filter
-// and be sent what matches it.
+// OnACLCheck says whether a client may subscribe to a filter and be sent what matches
+// it.
 func (h *hook) OnACLCheck(cl *mochi.Client, name string, write bool) bool {
 	s := h.session(cl)
 	if s == nil {
@@ -212,11 +212,7 @@ func (h *hook) OnACLCheck(cl *mochi.Client, name string, write bool) bool {
 		}
 		return true
 	}
-	if s.user.MayPublish(name) {
-		return true
-	}
-	h.deny(s, name)
-	return false
+	return true // OnPublish decides: the library would end the connection, and the client would try again for ever
 }
 
 // deny tells a device that it may not publish somewhere, once a second.
@@ -236,7 +232,7 @@ func (h *hook) deny(s *session, name string) {
 	h.mu.Unlock()
 	if !again {
 		h.embedded.publish(outgoing{topic: topic.Result(*s.user.Device), payload: payload.Marshal(payload.Answer{
-			Error: "user " + s.name + " may publish to its own topics only, and to none on which edgecore answers", Code: 403, Topic: clip(name),
+			Error: "user " + s.name + ": " + errForbidden.Error(), Code: forbidden, Topic: clip(name),
 		})})
 	}
 }
@@ -249,6 +245,12 @@ func (h *hook) OnPublish(cl *mochi.Client, pk packets.Packet) (packets.Packet, e
 	}
 	s := h.session(cl)
 	if s == nil {
+		return pk, packets.ErrRejectPacket
+	}
+	if !s.user.MayPublish(pk.TopicName) {
+		pk.PacketID = s.ids.client()
+		h.deny(s, pk.TopicName)
+		h.settle(cl, s, pk, verdict{code: forbidden, refused: errForbidden})
 		return pk, packets.ErrRejectPacket
 	}
 	if !h.s.desk.wants(pk.TopicName) {
@@ -344,6 +346,8 @@ func reason(code int) byte {
 		return packets.ErrPacketTooLarge.Code
 	case payload.TooMany:
 		return packets.ErrQuotaExceeded.Code
+	case forbidden:
+		return packets.ErrNotAuthorized.Code
 	}
 	return packets.ErrImplementationSpecificError.Code
 }
@@ -409,6 +413,11 @@ func (h *hook) OnClientExpired(cl *mochi.Client) {
 	h.forget(cl)
 	h.mu.Unlock()
 }
+
+// forbidden is the code of what a user may not do.
+const forbidden = 403
+
+var errForbidden = errors.New("a device may publish to its own topics only, and nobody where edgecore answers")
 
 func errTooLarge(pk packets.Packet) error {
 	return fmt.Errorf("the payload has %d bytes, and %d is the limit", len(pk.Payload), maxPayload)
