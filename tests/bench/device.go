@@ -63,7 +63,7 @@ func (b *bench) measureDevices(ctx context.Context) error {
 	if err := d.createModel(ctx); err != nil {
 		return err
 	}
-	for _, step := range []func(context.Context) error{d.memoryOfMany, d.embedded, d.offline, d.external} {
+	for _, step := range []func(context.Context) error{d.ceiling, d.memoryOfMany, d.embedded, d.offline, d.external} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -81,10 +81,18 @@ func (d *deviceBench) embedded(ctx context.Context) error {
 	if err := d.restart(ctx); err != nil {
 		return err
 	}
-	for _, step := range []func(context.Context, string, []string) error{d.latency, d.slowly, d.coalescing, d.flood} {
-		if err := step(ctx, "embedded broker", names); err != nil {
-			return err
-		}
+	const broker = "embedded broker"
+	if err := d.latency(ctx, broker, names, latencyRates()); err != nil {
+		return err
+	}
+	if err := d.slowly(ctx, names); err != nil {
+		return err
+	}
+	if err := d.coalescing(ctx, names); err != nil {
+		return err
+	}
+	if err := d.flood(ctx, broker, names); err != nil {
+		return err
 	}
 	return d.clearDevices(ctx)
 }
@@ -100,10 +108,12 @@ func (d *deviceBench) external(ctx context.Context) (err error) {
 	if err := d.create(ctx, names, 0); err != nil {
 		return err
 	}
-	for _, step := range []func(context.Context, string, []string) error{d.latency, d.flood} {
-		if err := step(ctx, "mosquitto", names); err != nil {
-			return err
-		}
+	const broker = "mosquitto"
+	if err := d.latency(ctx, broker, names, latencyRates()[1:]); err != nil {
+		return err
+	}
+	if err := d.flood(ctx, broker, names); err != nil {
+		return err
 	}
 	return d.clearDevices(ctx)
 }
@@ -114,7 +124,7 @@ func (d *deviceBench) memoryOfMany(ctx context.Context) error {
 	if err := d.restart(ctx); err != nil {
 		return err
 	}
-	if err := pause(ctx, 20*time.Second); err != nil {
+	if err := pause(ctx, 10*time.Second); err != nil {
 		return err
 	}
 	without, err := d.memory()

@@ -115,10 +115,9 @@ func (d *deviceBench) caughtUp(ctx context.Context) error {
 	})
 }
 
-// steadily calls publish rate times a second for so long, with the number of the
-// call, in even steps.
-func steadily(ctx context.Context, rate int, length time.Duration, publish func(n int) error) error {
-	began, step := time.Now(), time.Second/time.Duration(rate)
+// steadily calls publish once a step for so long, with the number of the call.
+func steadily(ctx context.Context, step, length time.Duration, publish func(n int) error) error {
+	began := time.Now()
 	for n := range int(length / step) {
 		if err := pause(ctx, time.Until(began.Add(time.Duration(n)*step))); err != nil {
 			return err
@@ -131,7 +130,7 @@ func steadily(ctx context.Context, rate int, length time.Duration, publish func(
 }
 
 // slowly measures what an update writes to the disk where no two share a commit.
-func (d *deviceBench) slowly(ctx context.Context, _ string, names []string) error {
+func (d *deviceBench) slowly(ctx context.Context, names []string) error {
 	const rate = 10
 	say("%d updates a second", rate)
 	c, err := d.dial(ctx, "slow")
@@ -144,7 +143,7 @@ func (d *deviceBench) slowly(ctx context.Context, _ string, names []string) erro
 		return err
 	}
 	updates := 0
-	err = steadily(ctx, rate, 10*time.Second, func(n int) error {
+	err = steadily(ctx, time.Second/rate, 5*time.Second, func(n int) error {
 		updates++
 		return acknowledged(c.Publish(deviceTopic(names[n%len(names)], "report/temperature"), 1, false, fmt.Sprint(n)))
 	})
@@ -160,7 +159,7 @@ func (d *deviceBench) slowly(ctx context.Context, _ string, names []string) erro
 }
 
 // coalescing counts what a device that reports too often costs the apiserver.
-func (d *deviceBench) coalescing(ctx context.Context, _ string, names []string) error {
+func (d *deviceBench) coalescing(ctx context.Context, names []string) error {
 	const rate, length = 100, 10 * time.Second
 	say("one device that reports %d times a second", rate)
 	c, err := d.dial(ctx, "often")
@@ -175,7 +174,7 @@ func (d *deviceBench) coalescing(ctx context.Context, _ string, names []string) 
 	if err != nil {
 		return err
 	}
-	err = steadily(ctx, rate, length, func(n int) error {
+	err = steadily(ctx, time.Second/rate, length, func(n int) error {
 		return acknowledged(c.Publish(deviceTopic(names[0], "report/temperature"), 1, false, fmt.Sprint(n)))
 	})
 	if err != nil {
