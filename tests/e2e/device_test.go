@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net"
 	"net/http"
@@ -9,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/holdfast-edge/holdfast/common/api/devices/v1beta1"
 	"github.com/holdfast-edge/holdfast/tests/scene"
@@ -175,4 +179,66 @@ func TestMessagesAreRoutedAlsoThoseOfAnOutage(t *testing.T) {
 	if next != 300 {
 		t.Errorf("%d of 300 messages came in their order: %q", next, got)
 	}
+}
+
+// TestTheCloudPublishesAtANode: by a Route, by whoever may, while the node is there.
+func TestTheCloudPublishesAtANode(t *testing.T) {
+	t.Parallel()
+	s := scene.New(t)
+	n := s.Node("dev-down", world.NodeOptions{})
+	s.CreateObject("routes", "prices", fmt.Sprintf(`{"nodeName": %q, "down": {"topic": "till/prices"}}`, n.Name))
+	s.Kubectl("create", "serviceaccount", "shop")
+	s.Kubectl("create", "role", "publisher", "--verb=create", "--resource=routes.devices.holdfast.io/messages")
+	token := strings.TrimSpace(s.Kubectl("create", "token", "shop"))
+
+	roots := x509.NewCertPool()
+	secret, err := s.Client.CoreV1().Secrets("holdfast-system").Get(s.Ctx, "holdfast-ca", metav1.GetOptions{})
+	s.Must(err)
+	if !roots.AppendCertsFromPEM(secret.Data["tls.crt"]) {
+		t.Fatal("no CA certificate in holdfast-system/holdfast-ca")
+	}
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}}
+	post := func(token, body string) int {
+		request, err := http.NewRequestWithContext(s.Ctx, http.MethodPost, "https://"+s.World.Hub()+"/v1/routes/"+s.NS+"/prices/"+n.Name, strings.NewReader(body))
+		s.Must(err)
+		request.Header.Set("Authorization", "Bearer "+token)
+		response, err := client.Do(request)
+		s.Must(err)
+		response.Body.Close()
+		return response.StatusCode
+	}
+	if status := post("nobody", "x"); status != http.StatusUnauthorized {
+		t.Errorf("with a token of nobody: %d", status)
+	}
+	if status := post(token, "x"); status != http.StatusForbidden {
+		t.Errorf("without the right: %d", status)
+	}
+	s.Kubectl("create", "rolebinding", "publisher", "--role=publisher", "--serviceaccount="+s.NS+":shop")
+	heard := make(chan string, 1)
+	s.Until("the broker runs", func(context.Context) (bool, error) {
+		return n.Netns.Command("mosquitto_pub", "-q", "1", "-t", "other", "-m", "x").Run() == nil, nil
+	})
+	go func() {
+		out, err := n.Netns.Command("mosquitto_sub", "-q", "1", "-t", "till/prices", "-C", "1", "-W", "120").Output()
+		heard <- fmt.Sprint(strings.TrimSpace(string(out)), err)
+	}()
+	s.Until("a message of the cloud is heard at the node", func(context.Context) (bool, error) {
+		status := post(token, "apple 1.2") // again, until the subscription is there, too
+		select {
+		case got := <-heard:
+			if got != "apple 1.2<nil>" {
+				t.Fatalf("heard %q", got)
+			}
+			return status == http.StatusAccepted, nil
+		default:
+			return false, fmt.Errorf("status %d", status)
+		}
+	})
+	s.Must(n.Cut())
+	s.Until("who publishes at a node that is away is told so", func(context.Context) (bool, error) {
+		status := post(token, "lost?")
+		return status == http.StatusServiceUnavailable, fmt.Errorf("status %d", status)
+	})
+	s.Must(n.Mend())
+	s.Until("the node is back", func(context.Context) (bool, error) { return post(token, "apple 1.3") == http.StatusAccepted, nil })
 }
