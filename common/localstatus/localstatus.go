@@ -12,10 +12,11 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/holdfast-edge/holdfast/common/unixsocket"
 )
 
 // SocketName is the socket's name in the run directory.
@@ -74,7 +75,7 @@ type Store struct {
 // listens on any more.
 func Serve(ctx context.Context, runDir string, status func(context.Context) Status, metrics, devices http.Handler) error {
 	path := filepath.Join(runDir, SocketName)
-	listener, err := Listen(path, 0o600)
+	listener, err := unixsocket.Listen(path, 0o600)
 	if err != nil {
 		return fmt.Errorf("serve the local status on %s: %w", path, err)
 	}
@@ -97,46 +98,6 @@ func Serve(ctx context.Context, runDir string, status func(context.Context) Stat
 		return fmt.Errorf("serve the local status on %s: %w", path, err)
 	}
 	return nil
-}
-
-// Listen makes a socket under a name of this process and renames it into place, so
-// that it never exists with another mode. It takes the place of one that nobody
-// listens on any more.
-func Listen(path string, mode fs.FileMode) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, err
-	}
-	if conn, err := net.Dial("unix", path); err == nil {
-		conn.Close()
-		return nil, errors.New("another edgecore answers there already: stop it, or give this one a runDir of its own")
-	}
-	temp := fmt.Sprintf("%s.%d", path, os.Getpid())
-	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	listener, err := net.Listen("unix", temp)
-	if err != nil {
-		return nil, err
-	}
-	listener.(*net.UnixListener).SetUnlinkOnClose(false)
-	if err := errors.Join(os.Chmod(temp, mode), os.Rename(temp, path)); err != nil {
-		return nil, errors.Join(err, listener.Close(), os.Remove(temp))
-	}
-	return &unlinking{Listener: listener, path: path}, nil
-}
-
-// unlinking removes the socket when it is closed.
-type unlinking struct {
-	net.Listener
-	path string
-}
-
-func (l *unlinking) Close() error {
-	err := os.Remove(l.path)
-	if errors.Is(err, fs.ErrNotExist) {
-		err = nil
-	}
-	return errors.Join(l.Listener.Close(), err)
 }
 
 // ErrNotRunning: no edgecore answers on the socket.

@@ -3,6 +3,7 @@ package localstatus
 import (
 	"context"
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -65,11 +66,12 @@ func TestStatusIsServedToItsOwnerOnly(t *testing.T) {
 
 func TestSocketLeftByACrashIsTakenOver(t *testing.T) {
 	dir := t.TempDir()
-	l, err := Listen(filepath.Join(dir, SocketName), 0o600)
+	l, err := net.Listen("unix", filepath.Join(dir, SocketName))
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.(*unlinking).Listener.Close() // as a killed process leaves it
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	l.Close() // as a killed process leaves it
 	if _, err := Get(context.Background(), dir); !errors.Is(err, ErrNotRunning) {
 		t.Errorf("with a dead socket: %v", err)
 	}

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/holdfast-edge/holdfast/common/dmi"
+	"github.com/holdfast-edge/holdfast/common/unixsocket"
 	"github.com/holdfast-edge/holdfast/edge/device"
 	"github.com/holdfast-edge/holdfast/edge/twin"
 )
@@ -213,37 +214,7 @@ func listen(path string) (net.Listener, error) {
 	} else if !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
-	if conn, err := net.Dial("unix", path); err == nil {
-		conn.Close()
-		return nil, errors.New("another edgecore answers there already: stop it, or give this one another socket")
-	}
-	temp := fmt.Sprintf("%s.%d", path, os.Getpid())
-	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	listener, err := net.Listen("unix", temp)
-	if err != nil {
-		return nil, err
-	}
-	listener.(*net.UnixListener).SetUnlinkOnClose(false)
-	if err := errors.Join(os.Chmod(temp, 0o660), os.Rename(temp, path)); err != nil {
-		return nil, errors.Join(err, listener.Close(), os.Remove(temp))
-	}
-	return &unlinking{Listener: listener, path: path}, nil
-}
-
-// unlinking removes the socket when it is closed.
-type unlinking struct {
-	net.Listener
-	path string
-}
-
-func (l *unlinking) Close() error {
-	err := os.Remove(l.path)
-	if errors.Is(err, fs.ErrNotExist) {
-		err = nil
-	}
-	return errors.Join(l.Listener.Close(), err)
+	return unixsocket.Listen(path, 0o660)
 }
 
 // limited has no more connections than places; others wait to be accepted.

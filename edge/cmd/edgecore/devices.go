@@ -17,6 +17,7 @@ import (
 	"github.com/holdfast-edge/holdfast/common/api/devices/v1beta1"
 	"github.com/holdfast-edge/holdfast/common/config"
 	"github.com/holdfast-edge/holdfast/common/localstatus"
+	"github.com/holdfast-edge/holdfast/common/unixsocket"
 	"github.com/holdfast-edge/holdfast/edge/device"
 	"github.com/holdfast-edge/holdfast/edge/dmi"
 	"github.com/holdfast-edge/holdfast/edge/event"
@@ -138,7 +139,7 @@ func (d *devices) serveMappers(ctx context.Context) error {
 // serveHTTP serves the devices on their socket, and on an address where one is
 // configured.
 func (d *devices) serveHTTP(ctx context.Context) error {
-	socket, err := localstatus.Listen(filepath.Join(d.cfg.RunDir, localstatus.DevicesSocketName), 0o660)
+	socket, err := unixsocket.Listen(filepath.Join(d.cfg.RunDir, localstatus.DevicesSocketName), 0o660)
 	if err != nil {
 		return err
 	}
