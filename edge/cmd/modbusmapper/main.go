@@ -87,7 +87,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		fmt.Fprint(stdout, help)
 		flags.PrintDefaults()
 	}
-	edgecore := flags.String("edgecore-socket", "/run/holdfast/dmi.sock", "edgecore's socket for mappers, the `path` of its config key devices.dmiSocket")
+	edgecore := flags.String("edgecore-socket", "/run/holdfast/dmi.sock", "edgecore's socket for mappers, the `path` of its config key dmiSocket")
 	socket := flags.String("socket", "/run/holdfast/mappers/modbus.sock", "the `path` of this mapper's own socket; edgecore must reach it by the same path")
 	name := flags.String("name", "modbus-mapper", "how edgecore shall call this mapper")
 	level := flags.String("log-level", "info", "debug, info, warn or error")
