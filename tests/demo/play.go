@@ -84,7 +84,13 @@ func play(ctx context.Context, s *stage, w *world.World) error {
 	if err != nil {
 		return err
 	}
+	if err := plugIn(ctx, s, w, node); err != nil {
+		return err
+	}
 	if err := cutAndReboot(ctx, s, w, node, before); err != nil {
+		return err
+	}
+	if err := steerOffline(ctx, s, w, node); err != nil {
 		return err
 	}
 
@@ -106,6 +112,9 @@ func play(ctx context.Context, s *stage, w *world.World) error {
 		}
 	}
 	s.note("The same pods, by their UIDs; what they went through stands under RESTARTS.")
+	if err := shown(ctx, s, w, "17.5"); err != nil {
+		return err
+	}
 	s.table()
 	return nil
 }
