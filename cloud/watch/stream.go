@@ -170,8 +170,9 @@ type absentee interface {
 const (
 	// missingWait is how often a kind is looked for that the cluster does not have.
 	missingWait = 30 * time.Second
-	// missingAfter is how long a cluster that had a kind must say that it has it no
-	// more: an apiserver that starts may be wrong for a moment.
+	// missingAfter is how long a cluster must say that it has no such kind, to a hub
+	// that has just started, too: an apiserver that starts may be wrong for a moment,
+	// and nodes would lose what they hold.
 	missingAfter = time.Minute
 )
 
@@ -182,19 +183,23 @@ func (s *stream) missing(err error) bool {
 	if !apierrors.IsNotFound(err) || !ok {
 		return false
 	}
-	if s.gone.IsZero() {
+	first := s.gone.IsZero()
+	if first {
 		s.gone = time.Now()
 	}
-	if s.at != "" && time.Since(s.gone) < missingAfter {
+	early := time.Since(s.gone) < missingAfter
+	if early && s.at != "" {
 		return false
 	}
-	if s.at != "" || !s.synced.Load() {
+	if first || s.at != "" {
 		s.log.Info("the cluster has no such objects; \"holdfast init\" makes their kind known to it", "objects", s.name)
 	}
-	s.at, s.lost = "", false
-	s.up.Store(false)
-	to.absent()
-	s.synced.Store(true)
+	if !early {
+		s.at, s.lost = "", false
+		s.up.Store(false)
+		to.absent()
+	}
+	s.synced.Store(true) // nothing waits for it
 	return true
 }
 
@@ -250,6 +255,7 @@ func tooLarge(err error) bool {
 
 // running says that a watch is open.
 func (s *stream) running() {
+	s.gone = time.Time{} // there is such a kind
 	if !s.up.Swap(true) && s.interrupts.Load() > 0 {
 		s.log.Info("following the cluster again", "objects", s.name)
 	}
