@@ -71,7 +71,7 @@ func (d *device) dirty() []string {
 func (d *device) differs() bool {
 	f, t := d.fresh(), d.report.told
 	return f.State != t.State || f.Generation != t.Generation || f.Problem != t.Problem ||
-		f.Heard-t.Heard >= heardEvery.Milliseconds()
+		max(f.Heard-t.Heard, t.Heard-f.Heard) >= heardEvery.Milliseconds() // the clock may have been ahead
 }
 
 // interval is the shortest time between two reports.
