@@ -54,8 +54,12 @@ func (d *deviceBench) drain(ctx context.Context, devices, values int) error {
 		return err
 	}
 	all := devices * values
-	if m, err := d.edge(ctx); err != nil || int(m["holdfast_edge_device_history_values"]) != all || m["holdfast_edge_line_up"] != 0 {
-		return fmt.Errorf("%.0f values wait at the node, want %d without a line: %w", m["holdfast_edge_device_history_values"], all, err)
+	m, err := d.edge(ctx)
+	if err != nil {
+		return err
+	}
+	if waiting := int(m["holdfast_edge_device_history_values"]); waiting != all || m["holdfast_edge_line_up"] != 0 {
+		return fmt.Errorf("%d values wait at the node, want %d, and no line", waiting, all)
 	}
 	there := &arrivals{of: make(map[string]int)}
 	watching, stop := context.WithCancel(ctx)
@@ -71,7 +75,7 @@ func (d *deviceBench) drain(ctx context.Context, devices, values int) error {
 		return err
 	}
 	up := time.Since(began)
-	err := world.Eventually(ctx, patience, fmt.Sprintf("the apiserver shows %d values", all), func(context.Context) (bool, error) {
+	err = world.Eventually(ctx, patience, fmt.Sprintf("the apiserver shows %d values", all), func(context.Context) (bool, error) {
 		return there.count() >= all, nil
 	})
 	took := time.Since(began)
