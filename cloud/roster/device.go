@@ -23,10 +23,16 @@ func Model(d *v1beta1.DeviceModel) (*Item, error) {
 	return newJSONItem(wire.Kind_KIND_DEVICE_MODEL, m, &v1beta1.DeviceModel{ObjectMeta: m, Spec: d.Spec})
 }
 
-// Route is the item of a route.
+// Route is the item of a route. Where messages are posted to is no node's business:
+// a URL may have a password in it.
 func Route(r *v1beta1.Route) (*Item, error) {
-	m := named(r.ObjectMeta)
-	return newJSONItem(wire.Kind_KIND_ROUTE, m, &v1beta1.Route{ObjectMeta: m, Spec: r.Spec})
+	m, spec := named(r.ObjectMeta), r.Spec
+	if spec.Up != nil && spec.Up.HTTP != nil {
+		up := *spec.Up
+		up.HTTP = &v1beta1.HTTPTarget{}
+		spec.Up = &up
+	}
+	return newJSONItem(wire.Kind_KIND_ROUTE, m, &v1beta1.Route{ObjectMeta: m, Spec: spec})
 }
 
 func named(m metav1.ObjectMeta) metav1.ObjectMeta {

@@ -52,6 +52,20 @@ func TestADeviceTravelsWithoutWhatIsTheCloudsOwn(t *testing.T) {
 	}
 }
 
+func TestARouteTravelsWithoutItsEndpoint(t *testing.T) {
+	r := &v1beta1.Route{Spec: v1beta1.RouteSpec{Up: &v1beta1.UpRoute{Topic: "till/#", HTTP: &v1beta1.HTTPTarget{URL: "https://user:secret@sales.example/?key=secret"}}}}
+	item, err := Route(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := string(item.Payload()); strings.Contains(got, "secret") || !strings.Contains(got, "till/#") {
+		t.Errorf("a node is told %s", got)
+	}
+	if r.Spec.Up.HTTP.URL == "" {
+		t.Error("the route itself has lost its endpoint")
+	}
+}
+
 func TestModelsComeBeforeDevicesAndGoAfterThem(t *testing.T) {
 	d, err := Device(device("d"))
 	if err != nil {

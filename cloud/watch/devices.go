@@ -39,6 +39,7 @@ type keptModel struct{ item *roster.Item }
 type keptRoute struct {
 	item *roster.Item
 	spec v1beta1.RouteSpec // who is selected, and nothing else
+	url  string            // of the endpoint, which does not travel
 
 	dropped []v1beta1.RouteNode
 }
@@ -172,7 +173,11 @@ func keepRoute(obj runtime.Object) (*keptRoute, error) {
 	}
 	item, err := roster.Route(r)
 	spec := v1beta1.RouteSpec{NodeName: r.Spec.NodeName, NodeSelector: r.Spec.NodeSelector}
-	return &keptRoute{item, spec, r.Status.Nodes}, err
+	kept := &keptRoute{item: item, spec: spec, dropped: r.Status.Nodes}
+	if r.Spec.Up != nil && r.Spec.Up.HTTP != nil {
+		kept.url = r.Spec.Up.HTTP.URL
+	}
+	return kept, err
 }
 
 func keyOfObject(obj runtime.Object) string {
@@ -256,7 +261,11 @@ func (c *Cluster) addDevices(w *roster.Wanted, node string, nodes []*keptNode) e
 	}
 	var own *corev1.Node
 	for _, r := range routes {
-		if own == nil && len(r.spec.NodeSelector) > 0 && len(nodes) > 0 {
+		if len(r.spec.NodeSelector) > 0 && len(nodes) == 0 {
+			w.DevicesUnknown = true // its labels are gone with its Node, which it makes again
+			continue
+		}
+		if own == nil && len(r.spec.NodeSelector) > 0 {
 			var err error
 			if own, err = nodes[0].node(); err != nil {
 				w.DevicesUnknown = true
@@ -308,6 +317,9 @@ func (c *Cluster) Route(namespace, name string) *v1beta1.Route {
 		return nil
 	}
 	r.Status.Nodes = kept.dropped
+	if r.Spec.Up != nil && r.Spec.Up.HTTP != nil {
+		r.Spec.Up.HTTP.URL = kept.url
+	}
 	return r
 }
 
