@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -221,6 +222,7 @@ func (b *batch) define(of *v1beta1.Device) {
 		b.remove(was.view.UID) // deleted, and made anew under its name
 		b.flush()
 	}
+	b.catchUp(string(of.UID))
 	d := m.byUID[string(of.UID)]
 	if d == nil {
 		d = &device{view: View{Twin: twin.New()}}
@@ -250,18 +252,27 @@ func (b *batch) followDefinition(t *touch, def *twin.Definition) {
 	}
 }
 
-// redefine takes a model's change to all its devices.
+// redefine takes a model's change to all its devices, those that are new in the batch
+// among them.
 func (b *batch) redefine(namespace, name string) {
+	follow := func(v View, touch func() *touch) {
+		if of := v.Device; of.Namespace == namespace && of.Spec.DeviceModelRef != nil && of.Spec.DeviceModelRef.Name == name {
+			b.followDefinition(touch(), twin.Define(of, b.m.model(of)))
+		}
+	}
+	for _, t := range b.order {
+		follow(t.after, func() *touch { return t })
+	}
 	for _, d := range b.m.devices {
-		if of := d.view.Device; of.Namespace == namespace && of.Spec.DeviceModelRef != nil && of.Spec.DeviceModelRef.Name == name {
-			t := b.touch(d, nil)
-			b.followDefinition(t, twin.Define(t.after.Device, b.m.model(of)))
+		if b.touched[d] == nil {
+			follow(d.view, func() *touch { return b.touch(d, nil) })
 		}
 	}
 }
 
 // remove takes the word that a device is no more.
 func (b *batch) remove(uid string) {
+	b.catchUp(uid)
 	d := b.m.byUID[uid]
 	if d == nil {
 		return
@@ -269,6 +280,14 @@ func (b *batch) remove(uid string) {
 	t := b.touch(d, nil)
 	t.removed, t.told = true, true
 	b.forget = append(b.forget, uid)
+}
+
+// catchUp flushes the batch when a device begins or ends in it, of which more is to be
+// said.
+func (b *batch) catchUp(uid string) {
+	if slices.ContainsFunc(b.order, func(t *touch) bool { return t.after.UID == uid && (t.added || t.removed) }) {
+		b.flush()
+	}
 }
 
 // flush commits what is in the batch so far, where order matters between devices.
@@ -347,6 +366,19 @@ func (m *Manager) failed(ctx context.Context, b *batch, err error) {
 	}
 }
 
+// unname takes a device's name back, and gives it to one that was made anew under it.
+func (m *Manager) unname(d *device) {
+	if m.devices[d.view.Key] != d {
+		return
+	}
+	delete(m.devices, d.view.Key)
+	for _, other := range m.byUID {
+		if other.view.Key == d.view.Key {
+			m.devices[d.view.Key] = other
+		}
+	}
+}
+
 // force puts a committed batch in the place of what was before.
 func (m *Manager) force(b *batch) {
 	var changes []Change
@@ -359,8 +391,8 @@ func (m *Manager) force(b *batch) {
 			c.Source = nil
 		}
 		if t.removed {
-			delete(m.devices, d.view.Key)
 			delete(m.byUID, d.view.UID)
+			m.unname(d)
 			delete(m.unsaved, d)
 			delete(m.waiting, d)
 			c.After = View{}

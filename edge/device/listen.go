@@ -2,6 +2,7 @@ package device
 
 import (
 	"cmp"
+	"slices"
 	"sync"
 
 	"github.com/holdfast-edge/holdfast/edge/twin"
@@ -14,7 +15,8 @@ func compareKeys(a, b twin.Key) int {
 // Listen returns a channel of everything that is committed from now on, in order,
 // and a function that ends it and closes the channel. A slow listener loses nothing
 // and holds nobody up: changes of one device that wait become one, from the first
-// Before to the last After, and of no Source unless all have the same.
+// Before to the last After, and of no Source unless all have the same; of a device that
+// has come and gone meanwhile it hears nothing.
 func (m *Manager) Listen(buffer int) (<-chan Change, func()) {
 	l := &listener{
 		out: make(chan Change, buffer), wake: make(chan struct{}, 1), done: make(chan struct{}),
@@ -55,6 +57,11 @@ func (l *listener) add(changes []Change) {
 				c.Source = nil
 			}
 			c.Before = was.Before
+			if c.Before.Definition == nil && c.After.Definition == nil { // it has come and gone
+				delete(l.waiting, key)
+				l.order = slices.DeleteFunc(l.order, func(k twin.Key) bool { return k == key })
+				continue
+			}
 		}
 		l.waiting[key] = c
 	}

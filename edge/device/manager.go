@@ -106,6 +106,7 @@ const saveEvery = time.Second
 
 // Run follows the store and takes operations until ctx ends. It is called once.
 func (m *Manager) Run(ctx context.Context) error {
+	defer m.refuse()
 	defer close(m.ended)
 	changes, stop := m.o.Store.Subscribe(64)
 	defer stop()
@@ -115,7 +116,6 @@ func (m *Manager) Run(ctx context.Context) error {
 	close(m.started)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	defer m.refuse()
 	for {
 		batch := newBatch(m)
 		select {
@@ -157,7 +157,7 @@ func (m *Manager) gather(b *batch, op Operation) {
 	}
 }
 
-// refuse answers what is queued when Run ends.
+// refuse answers what is queued when Run has ended.
 func (m *Manager) refuse() {
 	for {
 		select {
@@ -184,6 +184,11 @@ func (m *Manager) Submit(ctx context.Context, op Operation) error {
 	}
 	select {
 	case m.ops <- op:
+		select {
+		case <-m.ended: // perhaps after Run had answered the last
+			m.refuse()
+		default:
+		}
 		return nil
 	case <-m.ended:
 		return ErrEnded
