@@ -6,7 +6,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/protobuf/proto"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -67,7 +66,7 @@ func NewWriter(o WriterOptions) *Writer {
 // and the apiserver says when it is not.
 func (w *Writer) Write(ctx context.Context, node, store string, epoch report.Epoch, r *wire.Report) (*wire.ReportResult, error) {
 	said := new(wire.DeviceReport)
-	if err := proto.Unmarshal(r.GetPayload(), said); err != nil {
+	if err := wire.DecodePayload(r.GetPayload(), said); err != nil {
 		return report.Answer(r.GetId(), fmt.Errorf("decode a device's report: %w: %w", err, report.ErrRejected)), nil
 	}
 	if said.GetNamespace() == "" || said.GetName() == "" || said.GetUid() == "" {

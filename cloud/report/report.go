@@ -16,7 +16,6 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/protobuf/proto"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/kubernetes"
@@ -86,12 +85,12 @@ func Subject(r *wire.Report) string {
 		}
 	case wire.ReportKind_REPORT_DEVICE:
 		device := new(wire.DeviceReport)
-		if proto.Unmarshal(r.GetPayload(), device) == nil {
+		if wire.DecodePayload(r.GetPayload(), device) == nil {
 			return "device " + device.GetUid()
 		}
 	case wire.ReportKind_REPORT_MESSAGES:
 		messages := new(wire.RoutedMessages)
-		if proto.Unmarshal(r.GetPayload(), messages) == nil {
+		if wire.DecodePayload(r.GetPayload(), messages) == nil {
 			return "route " + messages.GetRouteUid()
 		}
 	}

@@ -15,7 +15,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/protobuf/proto"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -100,7 +99,7 @@ func NewCarrier(o Options) *Carrier {
 // were delivered are not delivered again by this hub.
 func (c *Carrier) Write(ctx context.Context, node, store string, _ report.Epoch, r *wire.Report) (*wire.ReportResult, error) {
 	m := new(wire.RoutedMessages)
-	if err := proto.Unmarshal(r.GetPayload(), m); err != nil {
+	if err := wire.DecodePayload(r.GetPayload(), m); err != nil {
 		return report.Answer(r.GetId(), fmt.Errorf("decode messages of a route: %w: %w", err, report.ErrRejected)), nil
 	}
 	if m.GetRouteNamespace() == "" || m.GetRouteName() == "" || m.GetRouteUid() == "" {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
@@ -67,6 +68,38 @@ func checkEdgeBody(body protowire.Number, value []byte) error {
 		return fmt.Errorf("a body of %d bytes exceeds the limit of %d", len(value), maxSmall)
 	}
 	return nil
+}
+
+// maxParts is how many messages may be within the payload of one report: more than
+// a device says with everything that it may say.
+const maxParts = 64 << 10
+
+// DecodePayload reads the payload of a report that is a message of this package,
+// unless it would take much more memory than its bytes. Every error wraps
+// ErrMalformed.
+func DecodePayload(b []byte, m proto.Message) error {
+	left := maxParts
+	err := countParts(b, m.ProtoReflect().Descriptor(), &left)
+	if err == nil {
+		err = proto.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(b, m)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrMalformed, m.ProtoReflect().Descriptor().Name(), err)
+	}
+	return nil
+}
+
+func countParts(b []byte, d protoreflect.MessageDescriptor, left *int) error {
+	return eachField(b, func(n protowire.Number, value []byte) error {
+		f := d.Fields().ByNumber(n)
+		if f == nil || f.Message() == nil {
+			return nil
+		}
+		if *left--; *left < 0 {
+			return fmt.Errorf("it has more than %d parts", maxParts)
+		}
+		return countParts(value, f.Message(), left)
+	})
 }
 
 // eachField calls f with the fields of b; value is nil unless it is bytes.

@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"runtime"
 	"testing"
 
@@ -108,6 +109,41 @@ func TestFewBytesDoNotBecomeMuchMemory(t *testing.T) {
 	// What a sender makes of SoftMessage passes.
 	if _, err := DecodeEdge(plain(field{2, bytes.Repeat(item, SoftMessage/len(item)+1)})); err != nil {
 		t.Errorf("an inventory of the usual size: %v", err)
+	}
+}
+
+func TestFewBytesOfAReportDoNotBecomeMuchMemory(t *testing.T) {
+	full := &DeviceReport{Namespace: "n", Name: "d", Uid: "u"}
+	for i := range 256 {
+		v := &PropertyValue{Value: "1", Metadata: map[string]string{"type": "int", "by": "meter"}, UnixMs: 1}
+		full.Properties = append(full.Properties, &PropertyReport{Name: fmt.Sprint(i), Version: 1, Reported: v, Desired: v, Overridden: v, Rejected: v, History: make([]*HistoryValue, 100)})
+		for h := range full.Properties[i].History {
+			full.Properties[i].History[h] = &HistoryValue{Number: uint64(h), Value: "1", UnixMs: 1}
+		}
+	}
+	b, err := proto.Marshal(full)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := DecodePayload(b, new(DeviceReport)); err != nil {
+		t.Errorf("all that a device may say: %v", err)
+	}
+	for what, c := range map[string]struct {
+		bytes string
+		into  proto.Message
+	}{
+		"properties": {"\x42\x00", new(DeviceReport)},
+		"history":    {"\x42\x04\x52\x00\x52\x00", new(DeviceReport)},
+		"messages":   {"\x22\x00", new(RoutedMessages)},
+	} {
+		payload := bytes.Repeat([]byte(c.bytes), MaxMessage/len(c.bytes))
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		err := DecodePayload(payload, c.into)
+		runtime.ReadMemStats(&after)
+		if got := after.TotalAlloc - before.TotalAlloc; !errors.Is(err, ErrMalformed) || got > 1<<20 {
+			t.Errorf("empty %s: %v, and %d bytes of memory were given", what, err, got)
+		}
 	}
 }
 
