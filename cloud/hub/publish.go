@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/holdfast-edge/holdfast/cloud/report"
 	"github.com/holdfast-edge/holdfast/common/wire"
@@ -80,7 +81,7 @@ func (h *Hub) Publish(ctx context.Context, node string, p *wire.Publish) (*wire.
 	case <-s.ended:
 		return nil, fmt.Errorf("publish at node %s: %w", node, ErrNotConnected)
 	case <-ctx.Done():
-		s.within(context.Background(), func() { delete(s.publishes.waiting, id) })
+		s.within(context.Background(), func() { s.abandon(id) })
 		return nil, fmt.Errorf("publish at node %s: no answer: %w", node, context.Cause(ctx))
 	}
 }
@@ -122,6 +123,13 @@ func (s *session) publish(p *wire.Publish, answer chan<- *wire.Published) (id ui
 		Id: w.last, RouteUid: p.GetRouteUid(), Topic: p.GetTopic(), Payload: p.GetPayload(),
 	}}})
 	return w.last, nil
+}
+
+// abandon forgets a message that nobody waits for any more, and does not send it if
+// it was not handed to the line yet: a line that takes nothing would fill the hub.
+func (s *session) abandon(id uint64) {
+	delete(s.publishes.waiting, id)
+	s.replies = slices.DeleteFunc(s.replies, func(m *wire.HubMessage) bool { return m.GetPublish() != nil && m.GetPublish().GetId() == id })
 }
 
 // published takes a node's answer. One that nobody waits for came too late.
