@@ -13,6 +13,7 @@ import (
 	"github.com/holdfast-edge/holdfast/edge/device"
 	"github.com/holdfast-edge/holdfast/edge/mqtt/payload"
 	"github.com/holdfast-edge/holdfast/edge/mqtt/topic"
+	"github.com/holdfast-edge/holdfast/edge/route"
 	"github.com/holdfast-edge/holdfast/edge/twin"
 )
 
@@ -129,10 +130,16 @@ func (d *desk) take(ctx context.Context, m message, done func(verdict)) {
 
 func (d *desk) offer(ctx context.Context, m message, done func(verdict)) {
 	if len(m.payload) > maxPayload {
-		done(verdict{})
+		done(verdict{refused: fmt.Errorf("the payload has %d bytes, and %d is the limit", len(m.payload), maxPayload), code: payload.TooLarge})
 		return
 	}
-	if !d.o.Routes.Offer(ctx, m.topic, m.payload, func(err error) { done(verdict{failed: err}) }) {
+	if !d.o.Routes.Offer(ctx, m.topic, m.payload, func(err error) {
+		if errors.Is(err, route.ErrTooLarge) { // it would come again, and again
+			done(verdict{refused: err, code: payload.TooLarge})
+			return
+		}
+		done(verdict{failed: err})
+	}) {
 		done(verdict{})
 	}
 }

@@ -9,11 +9,13 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	paho "github.com/eclipse/paho.mqtt.golang"
 
 	"github.com/holdfast-edge/holdfast/edge/mqtt/payload"
 	"github.com/holdfast-edge/holdfast/edge/mqtt/topic"
+	"github.com/holdfast-edge/holdfast/edge/route"
 )
 
 // mosquitto is a real broker in a folder of its own.
@@ -213,6 +215,54 @@ func TestRoutedMessagesOfAnExternalBroker(t *testing.T) {
 	if err := n.server.Publish(ctx, "down/x", nil); err == nil {
 		t.Error("published without a broker")
 	}
+}
+
+// TestAMessageThatNoRouteCanKeepHoldsUpNothing: it would come again for ever, and with
+// it all that comes after.
+func TestAMessageThatNoRouteCanKeepHoldsUpNothing(t *testing.T) {
+	m := newMosquitto(t)
+	m.start()
+	n := newNode(t, Config{Broker: "tcp://" + m.address})
+	n.connected()
+	n.routes.want("app/#")
+	c := dial(t, m.address, "program", nil)
+	eventually(t, "routed topics are subscribed to", func() bool {
+		c.pub("app/x", "1")
+		return n.routes.taken() != ""
+	})
+	n.routes.fail(fmt.Errorf("route plant/app: %w", route.ErrTooLarge))
+	c.pub("app/x", "large")
+	c.pub(boiler+"report/temperature", "7")
+	eventually(t, "what came after is taken", func() bool { return n.reported("boiler", "temperature") == "7" })
+	if strings.Contains(n.log.String(), "cannot be used") {
+		t.Error("the connection to the broker was given up")
+	}
+}
+
+// TestMessagesWaitUntilTheRoutesAreKnown: what the broker has kept comes with the
+// connection.
+func TestMessagesWaitUntilTheRoutesAreKnown(t *testing.T) {
+	m := newMosquitto(t)
+	m.start()
+	n := newNode(t, Config{Broker: "tcp://" + m.address})
+	n.connected()
+	n.routes.want("app/#")
+	c := dial(t, m.address, "program", nil)
+	eventually(t, "routed topics are subscribed to", func() bool {
+		c.pub("app/x", "1")
+		return n.routes.taken() != ""
+	})
+	n.stop()
+	c.pub("app/x", "kept")
+	n.routes.mu.Lock()
+	n.routes.filters, n.routes.started = nil, make(chan struct{})
+	n.routes.mu.Unlock()
+	n.start(Config{Broker: "tcp://" + m.address})
+	time.AfterFunc(500*time.Millisecond, func() { // as long as it takes to read them
+		n.routes.want("app/#")
+		close(n.routes.started)
+	})
+	eventually(t, "what the broker has kept", func() bool { return strings.Contains(n.routes.taken(), "app/x=kept") })
 }
 
 func TestCredentialsAtAnExternalBroker(t *testing.T) {

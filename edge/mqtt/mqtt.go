@@ -26,6 +26,8 @@ type Devices interface {
 
 // Routes carries application messages; edge/route's Router.
 type Routes interface {
+	// Started is closed when what was stored is known.
+	Started() <-chan struct{}
 	// Filters are the topic filters whose messages are wanted now.
 	Filters() []string
 	// Len is how many routes there are, in either direction.
@@ -33,7 +35,7 @@ type Routes interface {
 	// Changed has capacity 1 and says that Filters and Len may be others.
 	Changed() <-chan struct{}
 	// Offer takes a message if it is wanted; done follows when it is durable or, with
-	// an error, when it could not be kept.
+	// an error, when it could not be kept: route.ErrTooLarge, never.
 	Offer(ctx context.Context, topic string, payload []byte, done func(error)) (wanted bool)
 }
 
@@ -207,6 +209,13 @@ func (s *Server) Run(ctx context.Context) error {
 	case <-s.o.Devices.Started(): // before that, unknown is not none
 	case <-ctx.Done():
 		return nil
+	}
+	if s.o.Routes != nil {
+		select {
+		case <-s.o.Routes.Started():
+		case <-ctx.Done():
+			return nil
+		}
 	}
 	s.routes.refresh()
 	group.Go(func() { s.routes.follow(ctx) })

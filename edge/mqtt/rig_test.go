@@ -101,8 +101,18 @@ type router struct {
 	mu      sync.Mutex
 	filters []string
 	changed chan struct{}
+	started chan struct{}
 	got     []string
 	err     error
+}
+
+func (r *router) Started() <-chan struct{} { return r.started }
+
+// fail makes the router answer so.
+func (r *router) fail(err error) {
+	r.mu.Lock()
+	r.err = err
+	r.mu.Unlock()
 }
 
 func (r *router) Filters() []string {
@@ -147,7 +157,8 @@ func newNode(t testing.TB, config Config, objects ...any) *node {
 	t.Helper()
 	s, err := store.Open(filepath.Join(t.TempDir(), "store.db"), store.Options{})
 	must(t, err)
-	n := &node{t: t, store: s, log: new(lines), routes: &router{changed: make(chan struct{}, 1)}}
+	n := &node{t: t, store: s, log: new(lines), routes: &router{changed: make(chan struct{}, 1), started: make(chan struct{})}}
+	close(n.routes.started)
 	m := device.New(device.Options{Store: s, Clock: clock{time.Now()}, Events: noEvents{}, Rate: 100_000})
 	n.devices = &frail{Manager: m}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -48,6 +48,7 @@ type Router struct {
 	offers  chan offer
 	filters chan struct{} // Filters may have changed
 	ready   chan struct{} // the source may have something
+	started chan struct{} // closed when the routes are read
 	ended   chan struct{}
 
 	mu     sync.Mutex
@@ -91,17 +92,19 @@ func New(o Options) *Router {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Router{o: o, offers: make(chan offer, maxBatch), filters: make(chan struct{}, 1), ready: make(chan struct{}, 1),
-		ended: make(chan struct{}), routes: make(map[string]*route)}
+		started: make(chan struct{}), ended: make(chan struct{}), routes: make(map[string]*route)}
 }
 
 // Run follows the store and keeps messages until ctx ends. It is called once.
 func (r *Router) Run(ctx context.Context) error {
+	defer r.refuse()
 	defer close(r.ended)
 	changes, stop := r.o.Store.Subscribe(16)
 	defer stop()
 	if err := r.load(ctx); err != nil {
 		return err
 	}
+	close(r.started)
 	for {
 		select {
 		case c, ok := <-changes:
@@ -115,6 +118,18 @@ func (r *Router) Run(ctx context.Context) error {
 			r.keep(r.gather(o))
 		case <-ctx.Done():
 			return nil
+		}
+	}
+}
+
+// refuse answers what is queued when Run has ended.
+func (r *Router) refuse() {
+	for {
+		select {
+		case o := <-r.offers:
+			o.done(ErrEnded)
+		default:
+			return
 		}
 	}
 }
@@ -240,6 +255,9 @@ func (r *Router) Len() int {
 	return len(r.routes)
 }
 
+// Started is closed when the routes have been read: until then no topic is wanted.
+func (r *Router) Started() <-chan struct{} { return r.started }
+
 // Changed is signalled (capacity 1) when Filters may have changed. It serves one
 // reader, edge/mqtt.
 func (r *Router) Changed() <-chan struct{} { return r.filters }
@@ -262,6 +280,11 @@ func (r *Router) Offer(ctx context.Context, topic string, payload []byte, done f
 	o := offer{topic: topic, payload: payload, at: r.o.Clock.Wall().UnixMilli(), done: done}
 	select {
 	case r.offers <- o:
+		select {
+		case <-r.ended: // perhaps after Run had answered the last
+			r.refuse()
+		default:
+		}
 	case <-r.ended:
 		done(ErrEnded)
 	case <-ctx.Done():
@@ -308,6 +331,7 @@ func (r *Router) keep(batch []offer) {
 	r.mu.Lock()
 	work := make(map[*route]*kept)
 	tx := &store.MessageBatch{Dropped: make(map[string]uint64)}
+	stays := make(map[*store.Message]bool)
 	results := make([]error, len(batch))
 	for i, o := range batch {
 		for uid, at := range r.routes {
@@ -324,11 +348,14 @@ func (r *Router) keep(batch []offer) {
 				continue
 			}
 			k.count, k.total = k.count+1, k.total+len(o.topic)+len(o.payload)
-			k.add = append(k.add, &store.Message{Route: uid, Topic: o.topic, Payload: o.payload, At: o.at})
+			m := &store.Message{Route: uid, Topic: o.topic, Payload: o.payload, At: o.at}
+			k.add, tx.Add = append(k.add, m), append(tx.Add, m)
 		}
 	}
 	for at, k := range work {
-		tx.Add = append(tx.Add, k.add...)
+		for _, m := range k.add {
+			stays[m] = true
+		}
 		for _, f := range k.waiting[:k.drop] {
 			tx.Drop = append(tx.Drop, f.number)
 		}
@@ -337,7 +364,7 @@ func (r *Router) keep(batch []offer) {
 		}
 	}
 	r.mu.Unlock()
-	slices.SortStableFunc(tx.Add, func(a, b *store.Message) int { return int(a.At - b.At) })
+	tx.Add = slices.DeleteFunc(tx.Add, func(m *store.Message) bool { return !stays[m] }) // numbers grow as they came
 
 	err := r.o.Store.PutMessages(context.Background(), tx)
 	if err == nil {
@@ -346,7 +373,7 @@ func (r *Router) keep(batch []offer) {
 		r.o.Log.Error("routed messages cannot be stored; who published them is told so", "messages", len(batch), "err", err)
 	}
 	for i, o := range batch {
-		o.done(errors.Join(results[i], err))
+		o.done(cmp.Or(err, results[i]))
 	}
 }
 
