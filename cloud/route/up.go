@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -20,6 +21,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/util/flowcontrol"
 
 	"github.com/holdfast-edge/holdfast/cloud/asnode"
 	"github.com/holdfast-edge/holdfast/cloud/crd"
@@ -65,6 +67,9 @@ const (
 	maxAnswer    = 64 << 10         // bytes of an answer that are read, so that the connection can be used again
 	maxProgress  = 4096             // reports of which a part was delivered
 	maxEventText = 1024
+	// Events of one node: a topic that says much must not fill the cluster's store,
+	// which keeps each for an hour.
+	eventsPerSecond, eventsAtOnce = 5, 100
 )
 
 // Carrier brings messages of nodes to where their routes lead.
@@ -76,8 +81,9 @@ type Carrier struct {
 	delivered, refused, failed atomic.Uint64
 
 	mu       sync.Mutex
-	posting  map[string]int    // by route's uid
-	progress map[string]uint64 // number of the last message delivered, by node, database and route, while a report is not done
+	posting  map[string]int                     // by route's uid
+	progress map[string]uint64                  // number of the last message delivered, by node, database and route, while a report is not done
+	makers   map[string]flowcontrol.RateLimiter // of Events, by node
 }
 
 // NewCarrier returns a Carrier.
@@ -90,7 +96,7 @@ func NewCarrier(o Options) *Carrier {
 		t.MaxIdleConnsPerHost, t.ResponseHeaderTimeout = maxPostsOne, postTimeout
 		o.Transport = t
 	}
-	return &Carrier{Options: o, posts: make(chan struct{}, maxPosts), posting: make(map[string]int), progress: make(map[string]uint64),
+	return &Carrier{Options: o, posts: make(chan struct{}, maxPosts), posting: make(map[string]int), progress: make(map[string]uint64), makers: make(map[string]flowcontrol.RateLimiter),
 		http: &http.Client{Transport: o.Transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}}
 }
 
@@ -263,7 +269,7 @@ func (b *batch) postOne(ctx context.Context, m *wire.RoutedMessage) error {
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, b.route.Spec.Up.HTTP.URL, bytes.NewReader(m.GetPayload()))
 	if err != nil {
-		return err
+		return withoutURL(err)
 	}
 	r.Header.Set("Content-Type", "application/octet-stream")
 	r.Header.Set("User-Agent", "cloudcore/"+b.carrier.Version)
@@ -273,7 +279,7 @@ func (b *batch) postOne(ctx context.Context, m *wire.RoutedMessage) error {
 	r.Header.Set("Holdfast-Message-Id", headerSafe(b.id(m)))
 	answer, err := b.carrier.http.Do(r)
 	if err != nil {
-		return err
+		return withoutURL(err)
 	}
 	defer answer.Body.Close()
 	_, _ = io.Copy(io.Discard, io.LimitReader(answer.Body, maxAnswer))
@@ -287,6 +293,15 @@ func (b *batch) postOne(ctx context.Context, m *wire.RoutedMessage) error {
 	default:
 		return fmt.Errorf("the endpoint answers %s", answer.Status)
 	}
+}
+
+// withoutURL is an error that a node may hear: the URL may have a password in it.
+func withoutURL(err error) error {
+	var of *url.Error
+	if errors.As(err, &of) {
+		return of.Err
+	}
+	return err
 }
 
 // headerSafe writes what a header cannot hold as %XX, and % itself.
@@ -303,11 +318,29 @@ func headerSafe(s string) string {
 	return out.String()
 }
 
+// mayMake says that a node may make one more Event now.
+func (c *Carrier) mayMake(node string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	of := c.makers[node]
+	if of == nil {
+		if len(c.makers) >= maxProgress {
+			clear(c.makers)
+		}
+		of = flowcontrol.NewTokenBucketRateLimiter(eventsPerSecond, eventsAtOnce)
+		c.makers[node] = of
+	}
+	return of.TryAccept()
+}
+
 // events makes Events of the messages, as the node. One that is there already is
 // the same message.
 func (b *batch) events(ctx context.Context) error {
 	c, target := b.carrier, b.route.Spec.Up.Event
 	for _, m := range b.left() {
+		if !c.mayMake(b.node) {
+			return fmt.Errorf("node %s has made %d Events and more than %d a second; the next ones wait: %w", b.node, eventsAtOnce, eventsPerSecond, report.ErrNotYet)
+		}
 		sum := sha256.Sum256([]byte(b.node + "/" + b.id(m)))
 		text := strings.ToValidUTF8(m.GetTopic()+": "+string(m.GetPayload()), "?")
 		if len(text) > maxEventText {
