@@ -43,6 +43,7 @@ type embedded struct {
 	inline *mochi.Client
 	queue  *queue
 	hook   *hook
+	loans  *loans
 }
 
 // runEmbedded serves until ctx ends. What is in the way, such as another broker at
@@ -175,6 +176,7 @@ func (s *Server) serve(ctx context.Context, open []net.Listener) {
 	})
 	e := &embedded{server: server, queue: newQueue()}
 	e.inline, _ = server.Clients.Get(mochi.InlineClientId)
+	e.loans = &loans{server: server, until: make(map[string]time.Time)}
 	e.hook = newHook(ctx, s, e)
 	if err := server.AddHook(e.hook, nil); err != nil {
 		s.o.Log.Error("the MQTT broker cannot start", "error", err)
@@ -212,6 +214,10 @@ func packet(m outgoing) packets.Packet {
 
 func (e *embedded) inject(pk packets.Packet) {
 	e.hook.catchUp()
+	if pk.FixedHeader.Retain {
+		e.loans.fill(pk.TopicName, pk.Payload)
+		pk.FixedHeader.Retain = false // see loans
+	}
 	_ = e.server.InjectPacket(e.inline, pk) // an inline client is refused nothing
 }
 

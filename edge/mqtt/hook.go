@@ -177,7 +177,8 @@ func (h *hook) forget(cl *mochi.Client) {
 	}
 }
 
-// OnSubscribe makes filters invalid that there is no room for.
+// OnSubscribe makes filters invalid that there is no room for, and lends the library
+// what it shall send for the others.
 func (h *hook) OnSubscribe(cl *mochi.Client, pk packets.Packet) packets.Packet {
 	room := maxSubscriptions - cl.State.Subscriptions.Len()
 	for i := range pk.Filters {
@@ -187,6 +188,9 @@ func (h *hook) OnSubscribe(cl *mochi.Client, pk packets.Packet) packets.Packet {
 		}
 		if room < 0 && !again || topic.Problem(pk.Filters[i].Filter) != "" {
 			pk.Filters[i].Filter = ""
+		}
+		if s := h.session(cl); s != nil && s.user.MaySubscribe(pk.Filters[i].Filter) {
+			h.embedded.loans.subscribe(pk.Filters[i].Filter, h.s.o.Devices, time.Now())
 		}
 	}
 	return pk

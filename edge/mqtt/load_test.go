@@ -233,7 +233,7 @@ func TestABurstOfRetainedMessagesIsWhole(t *testing.T) {
 	}
 	n := newNode(t, Config{}, objects...)
 	n.address()
-	eventually(t, "all is retained", func() bool { return n.server.current().(*embedded).server.Topics.Retained.Len() >= 3*devices })
+	eventually(t, "all is published", func() bool { return n.server.desk.count.published.Load() >= 3*devices })
 	c := dial(t, n.address(), "dashboard", nil)
 	c.sub("holdfast/+/+/desired/+", "holdfast/+/+/desired")
 	eventually(t, "all has come", func() bool { return len(c.got) >= 3*devices })

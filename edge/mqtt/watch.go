@@ -12,6 +12,7 @@ import (
 func (h *hook) watch(ctx context.Context) {
 	for pause(ctx, 2*time.Second) {
 		h.sweep()
+		h.embedded.loans.end(time.Now())
 		if h.s.users != nil {
 			h.followPasswords()
 		}
