@@ -41,6 +41,7 @@ type touch struct {
 	source any
 	mixed  bool
 	told   bool // listeners hear of it
+	cloud  bool // what has changed is the cloud's word alone
 }
 
 func newBatch(m *Manager) *batch { return &batch{m: m, touched: make(map[*device]*touch)} }
@@ -242,6 +243,7 @@ func (b *batch) followDefinition(t *touch, def *twin.Definition) {
 	if t.added {
 		t.parts[""] = true
 	}
+	t.cloud = (t.cloud || !t.told) && len(refused) == 0 && def.Problem == ""
 	t.after, t.told = View{Definition: def, Twin: next}, true
 	for _, err := range refused {
 		b.refuse(def.Device, err)
@@ -416,6 +418,7 @@ func (m *Manager) force(b *batch) {
 				q.refs = append(q.refs, valueRef{v.ID, v.Number})
 			}
 		}
+		m.holdBack(t)
 		m.due(d)
 		if t.told {
 			changes = append(changes, c)
@@ -425,5 +428,17 @@ func (m *Manager) force(b *batch) {
 		for l := range m.listeners {
 			l.add(changes)
 		}
+	}
+}
+
+// holdBack lets the cloud's word wait for the device's answer, if it is all that there
+// is to tell. The caller holds mu.
+func (m *Manager) holdBack(t *touch) {
+	_, waits := m.waiting[t.d]
+	switch now := m.o.Clock.Mono(); {
+	case !t.cloud && t.told:
+		t.d.report.hold = 0
+	case t.cloud && !waits && !t.d.report.taken && t.d.report.hold <= now:
+		t.d.report.hold = now + answerWithin
 	}
 }

@@ -2,11 +2,13 @@ package device
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"sync"
 	"testing"
 	"time"
 
+	"gorm.io/driver/sqlite"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/holdfast-edge/holdfast/common/api/devices/v1beta1"
@@ -162,4 +164,24 @@ func TestNoOperationIsForgottenAtTheEnd(t *testing.T) {
 			t.Fatal("an operation has no answer")
 		}
 	}
+}
+
+// TestWhatCannotBeForgottenKeepsNobodyFromStarting: devices were deleted a moment
+// before the power went, and now the disk is full.
+func TestWhatCannotBeForgottenKeepsNobodyFromStarting(t *testing.T) {
+	n := newNode(t)
+	n.apply(thermometer("shop"), aDevice("cellar"))
+	n.await("cellar", "its model", usable)
+	must(t, n.report("cellar", "temperature", "1"))
+	n.end()
+	db, err := sql.Open(sqlite.DriverName, n.path)
+	must(t, err)
+	for _, statement := range []string{"DELETE FROM objects", "CREATE TRIGGER full BEFORE DELETE ON twin_devices BEGIN SELECT RAISE(ABORT, 'full'); END"} {
+		_, err := db.ExecContext(t.Context(), statement)
+		must(t, err)
+	}
+	must(t, db.Close())
+	n.start()
+	n.apply(aDevice("attic"))
+	n.await("attic", "its definition", func(View) bool { return true })
 }

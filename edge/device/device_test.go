@@ -505,3 +505,33 @@ func TestAModelThatComesLaterMakesTheDeviceUsable(t *testing.T) {
 	must(t, n.store.Apply(t.Context(), nil, []*wire.ObjectRef{{Kind: wire.Kind_KIND_DEVICE_MODEL, Namespace: "shop", Name: "thermometer", Uid: "model-shop"}}))
 	n.await("cellar", "a problem", func(v View) bool { return v.Problem != "" && v.Twin.Properties["temperature"].Reported.Text == "1" })
 }
+
+// TestTheCloudsWordAndTheDevicesAnswerAreOneReport, where the device answers soon; and
+// where it does not, the cloud hears that the node follows.
+func TestTheCloudsWordAndTheDevicesAnswerAreOneReport(t *testing.T) {
+	n := newNode(t)
+	want := func(text string, generation int64) *v1beta1.Device {
+		d := aDevice("cellar", v1beta1.DeviceProperty{Name: "target", Desired: &v1beta1.TwinProperty{Value: text}})
+		d.Generation = generation
+		return d
+	}
+	n.apply(thermometer("shop"), want("20", 1))
+	n.await("cellar", "its model", usable)
+	n.Begin()
+	n.drain()
+	n.apply(want("21", 2))
+	n.await("cellar", "21", func(v View) bool { return v.Generation == 2 })
+	must(t, n.report("cellar", "target", "21"))
+	reports := n.drain()
+	if len(reports) != 1 || reports[0].Properties[0].Reported.GetValue() != "21" || reports[0].Properties[0].Desired.GetValue() != "21" || reports[0].ObservedGeneration != 2 {
+		t.Errorf("an answer at once: %v", reports)
+	}
+	n.apply(want("22", 3))
+	reports = nil
+	for len(reports) == 0 {
+		reports = n.drain()
+	}
+	if len(reports) != 1 || reports[0].Properties[0].Desired.GetValue() != "22" || reports[0].ObservedGeneration != 3 {
+		t.Errorf("no answer: %v", reports)
+	}
+}

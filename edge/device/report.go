@@ -23,6 +23,7 @@ type reporting struct {
 	taken bool              // uplink knows that there is something to report
 	last  time.Duration     // when a report was last made
 	once  bool              // last counts
+	hold  time.Duration     // not before: the device may answer what the cloud has said
 }
 
 // told is what a report says of the device as a whole.
@@ -47,6 +48,9 @@ const (
 	heardEvery = 5 * time.Minute
 	// A report closes at so many bytes and history values, and the next goes on.
 	reportBytes, reportValues = 128 << 10, 256
+	// answerWithin is how long the cloud's own word waits to be told back: a device that
+	// answers by then makes one report of two, and one write at the apiserver.
+	answerWithin = time.Second
 )
 
 // fresh is what the cloud should know of the device as a whole.
@@ -99,7 +103,7 @@ func (m *Manager) due(d *device) {
 		delete(m.waiting, d)
 		return
 	}
-	if d.report.once && m.o.Clock.Mono()-d.report.last < d.interval(dirty, m.o.ReportEvery) {
+	if m.readyAt(d, dirty) > m.o.Clock.Mono() {
 		if _, waits := m.waiting[d]; !waits {
 			m.waiting[d] = struct{}{}
 			m.signal(m.kick)
@@ -107,6 +111,15 @@ func (m *Manager) due(d *device) {
 		return
 	}
 	m.offer(d)
+}
+
+// readyAt is when a device with something to report may do so. The caller holds mu.
+func (m *Manager) readyAt(d *device, dirty []string) time.Duration {
+	at := d.report.hold
+	if d.report.once {
+		at = max(at, d.report.last+d.interval(dirty, m.o.ReportEvery))
+	}
+	return at
 }
 
 // offer makes a device ready. The caller holds mu.
@@ -131,7 +144,7 @@ func (m *Manager) tend(b *batch) (wait time.Duration) {
 	wait = time.Hour
 	now := m.o.Clock.Mono()
 	for d := range m.waiting {
-		if left := d.report.last + d.interval(d.dirty(), m.o.ReportEvery) - now; left > 0 {
+		if left := m.readyAt(d, d.dirty()) - now; left > 0 {
 			wait = min(wait, left)
 		} else {
 			m.offer(d)
@@ -175,7 +188,7 @@ func (m *Manager) Begin() {
 	m.ready = nil
 	clear(m.waiting)
 	for _, d := range m.devices {
-		d.report.taken, d.report.once = false, false
+		d.report.taken, d.report.once, d.report.hold = false, false, 0
 		for _, q := range d.queues {
 			q.flying = 0
 		}
