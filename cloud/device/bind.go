@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
@@ -31,7 +30,8 @@ const (
 	maxSelectors  = 100
 )
 
-// bind writes the node of a device that has none, or whose node was deleted.
+// bind writes the node of a device that has none, or whose node was deleted. It
+// returns errNoNode when there is none for it.
 func (k *Keeper) bind(ctx context.Context, d *v1beta1.Device) error {
 	if d.Spec.NodeName != "" {
 		_, err := call(ctx, func(ctx context.Context) (*corev1.Node, error) {
@@ -49,8 +49,8 @@ func (k *Keeper) bind(ctx context.Context, d *v1beta1.Device) error {
 		return err
 	}
 	node, err := choose(d, nodes)
-	if errors.Is(err, errNoNode) {
-		return k.unboundable(ctx, d)
+	if err != nil {
+		return err
 	}
 	patch, err := json.Marshal(map[string]any{
 		"metadata": map[string]any{"uid": d.UID, "resourceVersion": d.ResourceVersion},
@@ -72,7 +72,6 @@ func (k *Keeper) bind(ctx context.Context, d *v1beta1.Device) error {
 
 // unboundable says in a device's status that no node will have it.
 func (k *Keeper) unboundable(ctx context.Context, d *v1beta1.Device) error {
-	k.wait(nameOf(d), true)
 	want := d.Status
 	if d.Spec.NodeName == "" {
 		want.State, want.Reason = v1beta1.StateUnknown, v1beta1.ReasonNoNode

@@ -57,10 +57,11 @@ type Keeper struct {
 	changes                            atomic.Uint64 // of nodes, as far as they matter
 
 	mu      sync.Mutex
-	queue   workqueue.TypedRateLimitingInterface[task] // nil: another hub leads
-	nodes   map[string]nodeState                       // edge nodes
-	learned bool                                       // nodes holds all
-	unbound map[types.NamespacedName]bool              // devices for which there is no node
+	queue   queue                         // nil: another hub leads
+	slow    queue                         // what waits to be written slowly, so that no binding waits behind it
+	nodes   map[string]nodeState          // edge nodes
+	learned bool                          // nodes holds all
+	unbound map[types.NamespacedName]bool // devices for which there is no node
 
 	picking    sync.Mutex
 	candidates map[string]candidates // by selector
@@ -73,6 +74,12 @@ type task struct {
 	node   string
 }
 
+type queue = workqueue.TypedRateLimitingInterface[task]
+
+func newQueue() queue {
+	return workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[task](100*time.Millisecond, time.Minute))
+}
+
 // nodeState is what matters of an edge node. One that says itself that it is not
 // ready is not silent: its devices may be well.
 type nodeState struct {
@@ -81,7 +88,6 @@ type nodeState struct {
 }
 
 const (
-	keeperWorkers = 2
 	// statusesPerSecond bounds what is written about silent nodes: it is not urgent,
 	// and a fleet may fall silent at once.
 	statusesPerSecond = 20
@@ -106,24 +112,25 @@ func NewKeeper(o KeeperOptions) *Keeper {
 // Lead does what there is to do until ctx ends. Two that lead for a moment do no
 // harm: the apiserver refuses the second write.
 func (k *Keeper) Lead(ctx context.Context) {
-	queue := workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[task](100*time.Millisecond, time.Minute))
+	quick, slow := newQueue(), newQueue()
 	k.mu.Lock()
-	k.queue, k.learned = queue, false
+	k.queue, k.slow, k.learned = quick, slow, false
 	k.nodes, k.unbound = make(map[string]nodeState), make(map[types.NamespacedName]bool)
 	k.mu.Unlock()
-	queue.Add(task{})
+	quick.Add(task{})
 	var all sync.WaitGroup
-	for range keeperWorkers {
+	for _, from := range []queue{quick, quick, slow} {
 		all.Go(func() {
-			for k.step(ctx, queue) {
+			for k.step(ctx, from, slow) {
 			}
 		})
 	}
 	<-ctx.Done()
-	queue.ShutDown()
+	quick.ShutDown()
+	slow.ShutDown()
 	all.Wait()
 	k.mu.Lock()
-	k.queue, k.nodes, k.unbound = nil, nil, nil
+	k.queue, k.slow, k.nodes, k.unbound = nil, nil, nil, nil
 	k.mu.Unlock()
 }
 
@@ -142,11 +149,14 @@ func (k *Keeper) look(d *v1beta1.Device) {
 	if k.queue == nil || !k.learned {
 		return // everything will be looked at
 	}
-	if k.needs(d) != nothing {
+	switch k.needs(d) {
+	case bind:
 		k.queue.Add(task{device: nameOf(d)})
-	} else if len(k.unbound) > 0 {
-		delete(k.unbound, nameOf(d))
+		return
+	case silence, restore:
+		k.slow.Add(task{device: nameOf(d)})
 	}
+	delete(k.unbound, nameOf(d))
 }
 
 func nameOf(d *v1beta1.Device) types.NamespacedName {
@@ -231,7 +241,7 @@ func (k *Keeper) lookAtNode(n *corev1.Node, gone bool) {
 }
 
 // step does the next task; false when the queue has ended.
-func (k *Keeper) step(ctx context.Context, queue workqueue.TypedRateLimitingInterface[task]) bool {
+func (k *Keeper) step(ctx context.Context, queue, slow queue) bool {
 	t, stop := queue.Get()
 	if stop {
 		return false
@@ -243,7 +253,7 @@ func (k *Keeper) step(ctx context.Context, queue workqueue.TypedRateLimitingInte
 	var err error
 	switch {
 	case t.device.Name != "":
-		err = k.settle(ctx, queue, t)
+		err = k.settle(ctx, queue, slow, t)
 	case t.node != "":
 		err = k.lookAtDevices(ctx, fields.OneTermEqualSelector("spec.nodeName", t.node).String())
 	default:
@@ -317,8 +327,8 @@ func (k *Keeper) lookAtDevices(ctx context.Context, which string) error {
 	return nil
 }
 
-// settle does what one device needs.
-func (k *Keeper) settle(ctx context.Context, queue workqueue.TypedRateLimitingInterface[task], t task) error {
+// settle does what one device needs. A status is written by who works off slow.
+func (k *Keeper) settle(ctx context.Context, from, slow queue, t task) error {
 	d, err := call(ctx, func(ctx context.Context) (*v1beta1.Device, error) {
 		return k.client.Device(ctx, t.device.Namespace, t.device.Name)
 	})
@@ -335,13 +345,25 @@ func (k *Keeper) settle(ctx context.Context, queue workqueue.TypedRateLimitingIn
 		need = k.needs(d)
 	}
 	k.mu.Unlock()
+	if from != slow && (need == silence || need == restore) {
+		slow.Add(t)
+		return nil
+	}
 	switch need {
 	case bind:
-		err = k.bind(ctx, d)
+		if err = k.bind(ctx, d); !errors.Is(err, errNoNode) {
+			break
+		}
+		k.wait(t.device, true)
+		if from != slow {
+			slow.Add(t)
+			return nil
+		}
+		err = k.unboundable(ctx, d)
 	case silence:
 		if at := d.Status.LastReportTime; at != nil {
 			if rest := heardLately - k.now().Sub(at.Time); rest > 0 && rest <= heardLately {
-				queue.AddAfter(t, rest)
+				slow.AddAfter(t, rest)
 				return nil
 			}
 		}
