@@ -67,7 +67,9 @@ func (m *Manager) load(ctx context.Context) error {
 	}
 	m.commit(ctx, b)
 	if len(b.order) == 0 && len(b.forget) > 0 {
-		return m.o.Store.PutTwins(ctx, b.rows())
+		if err := m.o.Store.PutTwins(ctx, b.rows()); err != nil && ctx.Err() == nil {
+			m.o.Log.Warn("what is known of devices that are gone stays in the database until the next start", "devices", len(b.forget), "err", err)
+		}
 	}
 	return nil
 }

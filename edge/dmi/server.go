@@ -221,14 +221,26 @@ func listen(path string) (net.Listener, error) {
 type limited struct {
 	net.Listener
 	places chan struct{}
+	closed chan struct{}
+	once   sync.Once
 }
 
 func newLimited(l net.Listener, most int) *limited {
-	return &limited{Listener: l, places: make(chan struct{}, most)}
+	return &limited{Listener: l, places: make(chan struct{}, most), closed: make(chan struct{})}
+}
+
+// Close ends an Accept that waits for a place, too.
+func (l *limited) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return l.Listener.Close()
 }
 
 func (l *limited) Accept() (net.Conn, error) {
-	l.places <- struct{}{}
+	select {
+	case l.places <- struct{}{}:
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
 	conn, err := l.Listener.Accept()
 	if err != nil {
 		<-l.places

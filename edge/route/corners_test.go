@@ -2,6 +2,7 @@ package route
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"path/filepath"
 	"sync"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"gorm.io/driver/sqlite"
 
 	"github.com/holdfast-edge/holdfast/common/api/devices/v1beta1"
 	"github.com/holdfast-edge/holdfast/common/wire"
@@ -76,5 +78,32 @@ func TestNoOfferIsForgottenAtTheEnd(t *testing.T) {
 		case <-time.After(10 * time.Second):
 			t.Fatal("an offer has no answer")
 		}
+	}
+}
+
+// TestWhatCannotBeForgottenKeepsNobodyFromStarting: a route was deleted a moment before
+// the power went, and now the disk is full.
+func TestWhatCannotBeForgottenKeepsNobodyFromStarting(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "store.db")
+	sales := routeObject(t, "sales", v1beta1.RouteSpec{Up: &v1beta1.UpRoute{Topic: "#"}})
+	r, s, end := start(t, path)
+	must(t, s.Apply(t.Context(), []*wire.Object{sales}, nil))
+	awaitFilters(t, r, 1)
+	must(t, offer1(t, r, "t", "x"))
+	end()
+	db, err := sql.Open(sqlite.DriverName, path)
+	must(t, err)
+	for _, statement := range []string{"DELETE FROM objects", "CREATE TRIGGER full BEFORE DELETE ON messages BEGIN SELECT RAISE(ABORT, 'full'); END"} {
+		_, err := db.ExecContext(t.Context(), statement)
+		must(t, err)
+	}
+	must(t, db.Close())
+	r, _, end = start(t, path)
+	defer end()
+	select {
+	case <-r.Started():
+	case <-r.ended:
+	case <-time.After(patience):
+		t.Error("it does not start")
 	}
 }

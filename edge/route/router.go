@@ -191,7 +191,10 @@ func (r *Router) load(ctx context.Context) error {
 	if len(orphans) == 0 {
 		return nil
 	}
-	return r.o.Store.PutMessages(ctx, &store.MessageBatch{Forget: slices.Collect(maps.Keys(orphans))})
+	if err := r.o.Store.PutMessages(ctx, &store.MessageBatch{Forget: slices.Collect(maps.Keys(orphans))}); err != nil && ctx.Err() == nil {
+		r.o.Log.Warn("messages of routes that are gone stay in the database until the next start", "routes", len(orphans), "err", err)
+	}
+	return nil
 }
 
 func (r *Router) put(uid string, of *v1beta1.Route) {
