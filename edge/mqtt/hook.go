@@ -27,10 +27,13 @@ const (
 	allRoom     = 8 << 20
 )
 
-// Room for messages that wait for the acknowledgement of one client and of all.
+// Room for messages that wait for the acknowledgement of one client and of all. Where
+// that of all is full, each may have its share: sessions that nobody comes back to must
+// not silence those who acknowledge.
 const (
 	inflightRoom    = 2 << 20
 	allInflightRoom = 32 << 20
+	inflightShare   = 16 << 10
 )
 
 // Room for messages that clients retain.
@@ -87,7 +90,7 @@ func (h *hook) ID() string { return "holdfast" }
 func (h *hook) Provides(b byte) bool {
 	return bytes.IndexByte([]byte{
 		mochi.OnConnect, mochi.OnConnectAuthenticate, mochi.OnACLCheck, mochi.OnDisconnect, mochi.OnPublish,
-		mochi.OnPublishDropped, mochi.OnRetainMessage, mochi.OnRetainPublished, mochi.OnPacketSent, mochi.OnWillSent,
+		mochi.OnPublishDropped, mochi.OnRetainMessage, mochi.OnRetainPublished, mochi.OnPacketSent, mochi.OnWill, mochi.OnWillSent,
 		mochi.OnSessionEstablish, mochi.OnSubscribe, mochi.OnClientExpired, mochi.OnQosPublish, mochi.OnQosComplete, mochi.OnQosDropped,
 		mochi.OnPacketRead, mochi.OnPacketEncode, mochi.OnSubscribed,
 	}, b) >= 0
@@ -207,7 +210,11 @@ func (h *hook) OnACLCheck(cl *mochi.Client, name string, write bool) bool {
 		if !s.user.MaySubscribe(name) {
 			return false
 		}
-		if h.waits.Load() > allInflightRoom || s.waits.full() {
+		most := inflightRoom
+		if h.waits.Load() > allInflightRoom {
+			most = inflightShare
+		}
+		if s.waits.full(most) {
 			h.s.desk.count.dropped.Add(1)
 			return false
 		}

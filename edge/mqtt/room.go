@@ -37,10 +37,10 @@ func (i *inflight) set(id uint16, size int) int64 {
 	return int64(change)
 }
 
-func (i *inflight) full() bool {
+func (i *inflight) full(most int) bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return i.bytes > inflightRoom
+	return i.bytes > most
 }
 
 // end returns what is given back with the session.
@@ -152,6 +152,15 @@ func (h *hook) mayRetain(pk packets.Packet) bool {
 		return false
 	}
 	return true
+}
+
+// OnWill holds a last will to the rules of other messages: updates are not retained, and
+// the rest where there is room.
+func (h *hook) OnWill(_ *mochi.Client, will mochi.Will) (mochi.Will, error) {
+	if will.Retain && (h.s.desk.wants(will.TopicName) || !h.mayRetain(packets.Packet{TopicName: will.TopicName, Payload: will.Payload})) {
+		will.Retain = false
+	}
+	return will, nil
 }
 
 // OnRetainMessage counts what clients retain.
