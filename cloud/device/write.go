@@ -73,7 +73,7 @@ func (w *Writer) Write(ctx context.Context, node, store string, epoch report.Epo
 		return report.Answer(r.GetId(), fmt.Errorf("report about device %q/%q with uid %q: %w: namespace, name and uid are needed",
 			said.GetNamespace(), said.GetName(), said.GetUid(), report.ErrRejected)), nil
 	}
-	by := v1beta1.StatusWriter{Node: node, Epoch: int64(epoch), Store: store}
+	by := v1beta1.StatusWriter{Node: node, Epoch: int64(epoch), Store: wire.Lineage(store, said.GetLineage())}
 	known := w.known.Device(node, said.GetNamespace(), said.GetName())
 	return w.reports.Carry(ctx, node, r.GetId(), func(ctx context.Context) error {
 		d := known

@@ -116,7 +116,7 @@ func (c *Carrier) Write(ctx context.Context, node, store string, _ report.Epoch,
 	if err != nil {
 		return report.Answer(r.GetId(), err), nil
 	}
-	b := &batch{carrier: c, node: node, store: store, route: route, messages: m}
+	b := &batch{carrier: c, node: node, store: wire.Lineage(store, m.GetLineage()), route: route, messages: m}
 	if route.Spec.Up.Event != nil {
 		result, err := c.Reports.Carry(ctx, node, r.GetId(), b.events)
 		if err != nil || result.GetCode() == wire.ResultCode_RESULT_RETRY {

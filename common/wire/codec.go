@@ -242,3 +242,12 @@ func CompareRefs(a, b *ObjectRef) int {
 	}
 	return strings.Compare(a.GetUid(), b.GetUid())
 }
+
+// Lineage names one lineage of a node's database: versions and numbers compare only
+// within it.
+func Lineage(storeID string, lineage uint64) string {
+	if lineage == 0 {
+		return storeID
+	}
+	return fmt.Sprintf("%s.%d", storeID, lineage)
+}

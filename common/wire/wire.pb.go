@@ -1382,8 +1382,11 @@ type DeviceReport struct {
 	ObservedGeneration int64                  `protobuf:"varint,6,opt,name=observed_generation,json=observedGeneration,proto3" json:"observed_generation,omitempty"`
 	Reason             string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
 	Properties         []*PropertyReport      `protobuf:"bytes,8,rep,name=properties,proto3" json:"properties,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// How often this node's database was restored from a copy, which takes its numbers
+	// back: versions and numbers compare only within one lineage of one database.
+	Lineage       uint64 `protobuf:"varint,9,opt,name=lineage,proto3" json:"lineage,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeviceReport) Reset() {
@@ -1470,6 +1473,13 @@ func (x *DeviceReport) GetProperties() []*PropertyReport {
 		return x.Properties
 	}
 	return nil
+}
+
+func (x *DeviceReport) GetLineage() uint64 {
+	if x != nil {
+		return x.Lineage
+	}
+	return 0
 }
 
 // PropertyReport is one property. A missing value is one that never was.
@@ -1726,6 +1736,7 @@ type RoutedMessages struct {
 	RouteUid       string                 `protobuf:"bytes,3,opt,name=route_uid,json=routeUid,proto3" json:"route_uid,omitempty"`
 	Messages       []*RoutedMessage       `protobuf:"bytes,4,rep,name=messages,proto3" json:"messages,omitempty"`
 	Dropped        uint64                 `protobuf:"varint,5,opt,name=dropped,proto3" json:"dropped,omitempty"` // ever, in this node's database
+	Lineage        uint64                 `protobuf:"varint,6,opt,name=lineage,proto3" json:"lineage,omitempty"` // as in DeviceReport
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1791,6 +1802,13 @@ func (x *RoutedMessages) GetMessages() []*RoutedMessage {
 func (x *RoutedMessages) GetDropped() uint64 {
 	if x != nil {
 		return x.Dropped
+	}
+	return 0
+}
+
+func (x *RoutedMessages) GetLineage() uint64 {
+	if x != nil {
+		return x.Lineage
 	}
 	return 0
 }
@@ -2451,7 +2469,7 @@ const file_common_wire_wire_proto_rawDesc = "" +
 	"\x0fREASON_SHUTDOWN\x10\x04\x12\x19\n" +
 	"\x15REASON_PROTOCOL_ERROR\x10\x05\x12\x12\n" +
 	"\x0eREASON_REVOKED\x10\x06\x12\x0f\n" +
-	"\vREASON_BUSY\x10\a\"\xa0\x02\n" +
+	"\vREASON_BUSY\x10\a\"\xba\x02\n" +
 	"\fDeviceReport\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -2462,7 +2480,8 @@ const file_common_wire_wire_proto_rawDesc = "" +
 	"\x06reason\x18\a \x01(\tR\x06reason\x12@\n" +
 	"\n" +
 	"properties\x18\b \x03(\v2 .holdfast.wire.v1.PropertyReportR\n" +
-	"properties\"\x93\x04\n" +
+	"properties\x12\x18\n" +
+	"\alineage\x18\t \x01(\x04R\alineage\"\x93\x04\n" +
 	"\x0ePropertyReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12;\n" +
@@ -2488,14 +2507,15 @@ const file_common_wire_wire_proto_rawDesc = "" +
 	"\fHistoryValue\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x17\n" +
-	"\aunix_ms\x18\x03 \x01(\x03R\x06unixMs\"\xcc\x01\n" +
+	"\aunix_ms\x18\x03 \x01(\x03R\x06unixMs\"\xe6\x01\n" +
 	"\x0eRoutedMessages\x12'\n" +
 	"\x0froute_namespace\x18\x01 \x01(\tR\x0erouteNamespace\x12\x1d\n" +
 	"\n" +
 	"route_name\x18\x02 \x01(\tR\trouteName\x12\x1b\n" +
 	"\troute_uid\x18\x03 \x01(\tR\brouteUid\x12;\n" +
 	"\bmessages\x18\x04 \x03(\v2\x1f.holdfast.wire.v1.RoutedMessageR\bmessages\x12\x18\n" +
-	"\adropped\x18\x05 \x01(\x04R\adropped\"p\n" +
+	"\adropped\x18\x05 \x01(\x04R\adropped\x12\x18\n" +
+	"\alineage\x18\x06 \x01(\x04R\alineage\"p\n" +
 	"\rRoutedMessage\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x14\n" +
 	"\x05topic\x18\x02 \x01(\tR\x05topic\x12\x18\n" +

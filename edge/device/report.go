@@ -258,7 +258,7 @@ func (m *Manager) compose(uid string) (*wire.DeviceReport, *receipt, []uint64) {
 	f := d.fresh()
 	rc := &receipt{d: d, versions: make(map[string]uint64), values: make(map[string][]uint64), told: f}
 	r := &wire.DeviceReport{Namespace: d.view.Namespace, Name: d.view.Name, Uid: uid,
-		State: string(f.State), LastHeardUnixMs: f.Heard, ObservedGeneration: f.Generation, Reason: f.Problem}
+		State: string(f.State), LastHeardUnixMs: f.Heard, ObservedGeneration: f.Generation, Reason: f.Problem, Lineage: m.o.Store.Lineage()}
 	var ids []uint64
 	size := 0
 	for _, name := range dirty {

@@ -94,7 +94,7 @@ func (s Reports) compose(uid string) (*wire.RoutedMessages, *receipt) {
 		size += f.size
 		at.flying = f.number
 	}
-	return &wire.RoutedMessages{RouteNamespace: at.of.Namespace, RouteName: at.of.Name, RouteUid: uid, Dropped: at.dropped}, rc
+	return &wire.RoutedMessages{RouteNamespace: at.of.Namespace, RouteName: at.of.Name, RouteUid: uid, Dropped: at.dropped, Lineage: s.r.o.Store.Lineage()}, rc
 }
 
 // Settle takes messages that the hub has out of the store. Where the store cannot be

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -179,6 +180,10 @@ func (s *Store) restore() error {
 	}
 	s.synced.Store(false)
 	err := s.db.Where("key = ?", metaSyncedOnce).Delete(&metaRow{}).Error
+	if err == nil {
+		s.lineage++
+		err = putMeta(s.db, metaLineage, []byte(strconv.FormatUint(s.lineage, 10)))
+	}
 	if err != nil {
 		return errors.Join(err, disconnect(s.db))
 	}

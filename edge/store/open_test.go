@@ -166,6 +166,9 @@ func TestDamagedDatabaseIsSetAsideAndTheGoodCopyRestored(t *testing.T) {
 
 			s = openAt(t, path, Options{})
 			r := s.Opened().Recovery
+			if s.Lineage() != 1 {
+				t.Errorf("lineage %d: numbers of before the copy seem to compare with those of after", s.Lineage())
+			}
 			if r == nil || !r.Restored || r.Reason == "" || r.CopyTime.IsZero() || s.Opened().Created {
 				t.Fatalf("opened %+v, recovery %+v", s.Opened(), r)
 			}

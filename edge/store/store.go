@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/url"
 	"os"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -57,6 +58,8 @@ type Store struct {
 	opts   Options
 	opened Opened
 	id     string
+	// lineage counts the times that a copy took this database's place.
+	lineage uint64
 
 	db *gorm.DB
 
@@ -84,6 +87,7 @@ const (
 	metaStoreID       = "store-id"
 	metaSyncedOnce    = "synced-once"
 	metaEventsDropped = "events-dropped"
+	metaLineage       = "lineage"
 )
 
 // Open opens the database at path, or makes it. A file that is not a sound
@@ -200,6 +204,13 @@ func (s *Store) load() error {
 	if _, err := fmt.Sscan(string(dropped), &n); err == nil {
 		s.dropped.Store(n)
 	}
+	lineage, err := s.Meta(ctx, metaLineage)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return err
+	}
+	if s.lineage, err = strconv.ParseUint(string(lineage), 10, 64); err != nil {
+		s.lineage = 0
+	}
 	return s.loadTwins()
 }
 
@@ -225,6 +236,11 @@ func (s *Store) Opened() Opened { return s.opened }
 // ID names this database; it is made once and told to the hub, which thereby
 // tells one node that came back from two machines with one certificate.
 func (s *Store) ID() string { return s.id }
+
+// Lineage counts the times that the good copy had to take the database's place. Its
+// numbers (versions of twins, of messages) then went back, and compare with those of
+// before no more.
+func (s *Store) Lineage() uint64 { return s.lineage }
 
 // SyncedOnce says whether the hub has ever told this database everything. Until
 // then an unknown pod in the runtime may be one that this node should run, so

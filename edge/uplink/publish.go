@@ -2,12 +2,16 @@ package uplink
 
 import (
 	"context"
+	"errors"
 
 	"github.com/holdfast-edge/holdfast/common/wire"
 )
 
 // maxPublishing is how many messages of the hub may be on their way to the broker.
 const maxPublishing = 16
+
+// ErrRefused is what Options.Publish wraps when it will never publish a message.
+var ErrRefused = errors.New("refused")
 
 // publish hands a message of the hub to the node's broker beside the conversation,
 // and answers when the broker has it.
@@ -28,7 +32,11 @@ func (c *conversation) publish(ctx context.Context, p *wire.Publish) {
 		defer c.publishing.Add(-1)
 		result := answer(wire.ResultCode_RESULT_ACCEPTED, "")
 		if err := c.u.opts.Publish(ctx, p); err != nil {
-			result = answer(wire.ResultCode_RESULT_RETRY, err.Error())
+			code := wire.ResultCode_RESULT_RETRY
+			if errors.Is(err, ErrRefused) {
+				code = wire.ResultCode_RESULT_REJECTED
+			}
+			result = answer(code, err.Error())
 		}
 		select {
 		case c.published <- result:

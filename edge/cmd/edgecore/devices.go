@@ -18,6 +18,7 @@ import (
 	"github.com/holdfast-edge/holdfast/common/config"
 	"github.com/holdfast-edge/holdfast/common/localstatus"
 	"github.com/holdfast-edge/holdfast/common/unixsocket"
+	"github.com/holdfast-edge/holdfast/common/wire"
 	"github.com/holdfast-edge/holdfast/edge/device"
 	"github.com/holdfast-edge/holdfast/edge/dmi"
 	"github.com/holdfast-edge/holdfast/edge/event"
@@ -68,6 +69,15 @@ func (d *devices) Device(of *v1beta1.Device, kind, reason, message string) {
 }
 
 func (d *devices) sources() []uplink.Source { return []uplink.Source{d.twins, d.routes.Reports()} }
+
+// publishDown publishes what the cloud sends by a Route.
+func (d *devices) publishDown(ctx context.Context, p *wire.Publish) error {
+	err := d.routes.PublishDown(ctx, p)
+	if errors.Is(err, route.ErrNoRoute) {
+		return fmt.Errorf("%w: %w", uplink.ErrRefused, err)
+	}
+	return err
+}
 
 func (d *devices) writeMetrics(w io.Writer) {
 	d.twins.WriteMetrics(w)

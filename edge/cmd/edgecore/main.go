@@ -109,7 +109,7 @@ func serve(ctx context.Context, cfg config.Edge) error {
 		return errors.Join(err, st.Close())
 	}
 	line = uplink.New(uplink.Options{Dialer: newDialer(cfg, certificate, log), Credential: certificate, Store: st, Log: log, Version: version, Wake: wake,
-		Sources: devices.sources(), Publish: devices.routes.PublishDown})
+		Sources: devices.sources(), Publish: devices.publishDown})
 	engine := &engine{cfg: cfg, log: log, store: st, line: line, clock: clock, devices: devices}
 	engine.tokens = pod.NewTokens(st, line.AskToken, clock)
 	engine.node, err = node.New(node.Options{
