@@ -12,13 +12,20 @@ import (
 const (
 	// WindowSize is how many reports may be sent and not answered.
 	WindowSize = 32
-	// SourcedSize is how many of them may be of sources: however many devices have
-	// something to say, pods are heard.
-	SourcedSize = WindowSize / 2
+	// SourceSize is how many of them may be of one source: however many devices have
+	// something to say, and however many messages wait for an endpoint that hangs, pods
+	// are heard, and so is the other source.
+	SourceSize = WindowSize / 4
 	// FirstSourced is the first id that the outbox never gives: from here on are
 	// reports of sources, which go after the outbox's statuses.
 	FirstSourced = uint64(1) << 63
+	sourceShift  = 56
 )
+
+// SourcedID is the id of a source's nth report in a session; source counts from 0.
+func SourcedID(source int, nth uint64) uint64 {
+	return FirstSourced | uint64(source)<<sourceShift | nth
+}
 
 const (
 	// RETRY answers are tried again after 1 s, 2 s, 4 s ... 30 s, halved at random.
@@ -40,7 +47,7 @@ type Window struct {
 
 	keyed, events []Waiting // not sent, by id
 	flying        map[uint64]Waiting
-	sourced       int              // of flying
+	sourced       map[uint64]int   // of flying, by source
 	lanes         map[string]*lane // by key; "" is the events'
 
 	// Highest ids taken over from the outbox.
@@ -58,7 +65,7 @@ func (w *Window) Events() int { return len(w.events) }
 func (w *Window) Clone() *Window {
 	c := *w
 	c.keyed, c.events, c.flying = slices.Clone(w.keyed), slices.Clone(w.events), maps.Clone(w.flying)
-	c.lanes = make(map[string]*lane, len(w.lanes))
+	c.lanes, c.sourced = make(map[string]*lane, len(w.lanes)), maps.Clone(w.sourced)
 	for key, l := range w.lanes {
 		own := *l
 		c.lanes[key] = &own
@@ -75,7 +82,7 @@ type lane struct {
 
 // NewWindow returns an empty window. jitter picks at random in [0, d).
 func NewWindow(jitter func(time.Duration) time.Duration) *Window {
-	return &Window{jitter: jitter, flying: make(map[uint64]Waiting), lanes: make(map[string]*lane)}
+	return &Window{jitter: jitter, flying: make(map[uint64]Waiting), sourced: make(map[uint64]int), lanes: make(map[string]*lane)}
 }
 
 func (w *Window) lane(key string) *lane {
@@ -109,8 +116,8 @@ func (w *Window) Next(now time.Time) (Waiting, bool) {
 		return Waiting{}, false
 	}
 	for i, r := range w.keyed {
-		if r.ID >= FirstSourced && w.sourced >= SourcedSize {
-			break // those behind it are sources', too
+		if w.full(r.ID) {
+			continue
 		}
 		if l := w.lane(r.Key); l.flying == 0 && !l.until.After(now) {
 			w.keyed = slices.Delete(w.keyed, i, i+1)
@@ -125,10 +132,15 @@ func (w *Window) Next(now time.Time) (Waiting, bool) {
 	return Waiting{}, false
 }
 
+// full says that a report is of a source that has enough under way.
+func (w *Window) full(id uint64) bool {
+	return id >= FirstSourced && w.sourced[id>>sourceShift] >= SourceSize
+}
+
 func (w *Window) launch(r Waiting) Waiting {
 	w.flying[r.ID] = r
 	if r.ID >= FirstSourced {
-		w.sourced++
+		w.sourced[r.ID>>sourceShift]++
 	}
 	w.lane(r.Key).flying++
 	return r
@@ -142,7 +154,7 @@ func (w *Window) land(id uint64) (Waiting, bool) {
 	}
 	delete(w.flying, id)
 	if id >= FirstSourced {
-		w.sourced--
+		w.sourced[id>>sourceShift]--
 	}
 	w.lane(r.Key).flying--
 	return r, true
@@ -210,7 +222,7 @@ func (w *Window) Due() time.Time {
 		}
 	}
 	for _, r := range w.keyed {
-		if r.ID < FirstSourced || w.sourced < SourcedSize {
+		if !w.full(r.ID) {
 			consider(r)
 		}
 	}

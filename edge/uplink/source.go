@@ -59,9 +59,9 @@ func (c *conversation) begin(ctx context.Context) <-chan struct{} {
 
 // collect takes over what the sources have ready.
 func (c *conversation) collect() {
-	for _, s := range c.u.opts.Sources {
+	for i, s := range c.u.opts.Sources {
 		for _, key := range s.Take() {
-			id := resume.FirstSourced + c.lastSourced
+			id := resume.SourcedID(i, c.lastSourced)
 			c.lastSourced++
 			c.sourced[id] = &sourced{source: s, key: key}
 			c.window.Add([]resume.Waiting{{ID: id, Key: key}})

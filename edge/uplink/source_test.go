@@ -140,7 +140,7 @@ func TestPodsAreHeardHoweverManyDevicesSpeak(t *testing.T) {
 	p.hello()
 	p.send(welcome(true))
 	var under []*wire.Report
-	for range resume.SourcedSize {
+	for range resume.SourceSize {
 		under = append(under, p.report())
 	}
 	// None of them is answered; a pod's status goes out all the same.
@@ -159,6 +159,30 @@ func TestPodsAreHeardHoweverManyDevicesSpeak(t *testing.T) {
 	}
 	if len(told) != 200 {
 		t.Errorf("%d of 200 devices were told of", len(told))
+	}
+}
+
+// TestOneSourceDoesNotSilenceTheOther: messages for an endpoint that hangs, and devices.
+func TestOneSourceDoesNotSilenceTheOther(t *testing.T) {
+	r, hanging, devices := newRig(t), newThings(), newThings()
+	r.sources = []Source{hanging, devices}
+	for i := range 100 {
+		hanging.set(fmt.Sprint("route-", i), 1)
+	}
+	r.start(t)
+	p := r.accept(t)
+	p.hello()
+	p.send(welcome(true))
+	for range resume.SourceSize {
+		p.report() // and no answer
+	}
+	for i := range 5 {
+		devices.set("device", i+1)
+		got := p.report()
+		if want := fmt.Sprint("device=", i+1); string(got.GetPayload()) != want {
+			t.Fatalf("instead of %s came %q", want, got.GetPayload())
+		}
+		p.send(result(got.GetId(), wire.ResultCode_RESULT_ACCEPTED))
 	}
 }
 
