@@ -78,7 +78,7 @@ func serve(ctx context.Context, cfg config.Edge) error {
 	started := time.Now()
 	// A Pi has little memory and edgecore little garbage: collect it early.
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50)
+		debug.SetGCPercent(35)
 	}
 	log, err := newLog(cfg.LogLevel)
 	if err != nil {
