@@ -50,7 +50,6 @@ type Manager struct {
 	kick    chan struct{}
 	started chan struct{} // closed when the twins are read
 	ended   chan struct{} // closed when Run has returned
-	run     sync.Once
 
 	// Owned by Run.
 	models map[string]*v1beta1.DeviceModel // by uid

@@ -138,7 +138,7 @@ func TestMessagesWaitForTheHubInOrder(t *testing.T) {
 		must(t, offer1(t, r, "till/1/sold", fmt.Sprint(i)))
 	}
 	end()
-	r, s, end = start(t, path)
+	r, _, end = start(t, path)
 	awaitFilters(t, r, 1)
 	got, dropped := receive(t, r)
 	if len(got) != 1000 || dropped != 0 {

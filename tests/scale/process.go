@@ -11,7 +11,6 @@ import (
 	"runtime"
 	"sync"
 	"syscall"
-	"time"
 )
 
 // roleVariable tells a re-executed program which part it plays.
@@ -177,14 +176,4 @@ func call[R any](ctx context.Context, c *child, do string, args any) (R, error) 
 func (c *child) kill() {
 	_ = c.cmd.Process.Kill() // an error says that it has ended
 	<-c.ended
-}
-
-// close lets the child end by itself, or kills it after a while.
-func (c *child) close() {
-	_ = c.in.Close()
-	select {
-	case <-c.ended:
-	case <-time.After(10 * time.Second):
-		c.kill()
-	}
 }
