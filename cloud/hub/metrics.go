@@ -21,6 +21,8 @@ type NodeInfo struct {
 	Since, LastHeard  time.Time
 	Meter             *wire.Meter // of this session's messages
 	Traffic           link.Traffic
+	RTT               time.Duration // 0: not known
+	Version           string        // edgecore's
 }
 
 // Each calls f for every node that is connected, in no order.
@@ -35,7 +37,7 @@ func (h *Hub) Each(f func(NodeInfo)) {
 		f(NodeInfo{
 			Node: s.node, Session: s.id, Transport: s.conn.Transport(), Remote: s.conn.RemoteAddr(),
 			State: delivery.State(s.state.Load()), Since: s.began, LastHeard: s.conn.LastHeard(),
-			Meter: &s.meter, Traffic: s.conn.Traffic(),
+			Meter: &s.meter, Traffic: s.conn.Traffic(), RTT: s.conn.RTT(), Version: s.version,
 		})
 	}
 }

@@ -34,7 +34,7 @@ func (s *session) write(ctx context.Context, r *wire.Report) (*wire.ReportResult
 	return to.Write(ctx, s.node, s.storeID, s.claim.epoch, r)
 }
 
-// Why a message cannot be published at a node; test with errors.Is.
+// Why a node cannot be asked something; test with errors.Is.
 var (
 	// ErrNotConnected: the node has no session with this hub, or it ended before the
 	// node answered: the message may have been published.

@@ -27,6 +27,7 @@ type session struct {
 	node    string
 	storeID string
 	knows   uint32 // the highest kind of object that the edge takes
+	version string // edgecore's
 	id      string
 	began   time.Time
 	ctx     context.Context // ends with run
@@ -87,7 +88,7 @@ const (
 
 func (h *Hub) newSession(conn link.Conn, hello *wire.Hello) *session {
 	s := &session{
-		hub: h, conn: conn, began: time.Now(), node: conn.Peer(), storeID: hello.GetStoreId(), knows: hello.GetMaxKind(), id: rand.Text()[:10],
+		hub: h, conn: conn, began: time.Now(), node: conn.Peer(), storeID: hello.GetStoreId(), knows: hello.GetMaxKind(), version: hello.GetEdgeVersion(), id: rand.Text()[:10],
 		ending: make(chan error, 1), ended: make(chan struct{}), posts: make(chan func()), arrived: make(chan arrival),
 		delivery: delivery.New(hello.GetDigest()),
 	}

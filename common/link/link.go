@@ -46,6 +46,9 @@ type Conn interface {
 	AcceptStream(ctx context.Context) (Stream, error)
 	// Traffic is what the connection has moved so far.
 	Traffic() Traffic
+	// RTT is the round trip as the transport has measured it lately, on its own
+	// packets; 0: not known (yet).
+	RTT() time.Duration
 }
 
 // Dialer makes connections from the edge to the hub.

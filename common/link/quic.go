@@ -442,6 +442,9 @@ func (c *quicConn) Traffic() Traffic {
 	return Traffic{Sent: s.BytesSent + s.PacketsSent*header, Received: s.BytesReceived + s.PacketsReceived*header}
 }
 
+// RTT is QUIC's smoothed one.
+func (c *quicConn) RTT() time.Duration { return c.conn.ConnectionStats().SmoothedRTT }
+
 func (c *quicConn) Issued() time.Time  { return c.peer.issued }
 func (c *quicConn) RemoteAddr() string { return c.conn.RemoteAddr().String() }
 func (c *quicConn) Transport() string  { return "quic" }

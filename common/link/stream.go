@@ -9,8 +9,9 @@ import (
 )
 
 // MaxStreams is how many streams of a connection each side may have opened at one
-// time. What one stream holds that nobody reads is bounded by its window.
-const MaxStreams = 32
+// time. What one stream holds that nobody reads is bounded by its window: a side
+// whose every stream is left unread holds 32 MiB over websocket.
+const MaxStreams = 128
 
 // ErrNoStream is in the error of an OpenStream whose stream the other side did not
 // take: nobody accepts streams there, or too many are open.

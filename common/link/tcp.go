@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -102,25 +103,43 @@ func headerIP(a net.Addr) uint64 {
 
 // tcpTraffic asks the kernel what a connection has moved.
 func tcpTraffic(conn net.Conn) Traffic {
-	tcp := tcpOf(conn)
-	if tcp == nil {
+	info := tcpInfo(conn)
+	if info == nil {
 		return Traffic{}
 	}
-	raw, err := tcp.SyscallConn()
-	if err != nil {
-		return Traffic{}
-	}
-	var info *unix.TCPInfo
-	if err := raw.Control(func(fd uintptr) {
-		info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
-	}); err != nil || info == nil {
-		return Traffic{}
-	}
-	header := headerTCP + headerIP(tcp.RemoteAddr())
+	header := headerTCP + headerIP(conn.RemoteAddr())
 	return Traffic{
 		Sent:     info.Bytes_sent + uint64(info.Segs_out)*header,
 		Received: info.Bytes_received + uint64(info.Segs_in)*header,
 	}
+}
+
+// tcpRTT asks the kernel how long a connection's round trip is.
+func tcpRTT(conn net.Conn) time.Duration {
+	info := tcpInfo(conn)
+	if info == nil {
+		return 0
+	}
+	return time.Duration(info.Rtt) * time.Microsecond
+}
+
+// tcpInfo is what the kernel knows of a connection; nil: nothing.
+func tcpInfo(conn net.Conn) *unix.TCPInfo {
+	tcp := tcpOf(conn)
+	if tcp == nil {
+		return nil
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	var info *unix.TCPInfo
+	if err := raw.Control(func(fd uintptr) {
+		info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	}); err != nil {
+		return nil
+	}
+	return info
 }
 
 // setOptions leaves the kernel a sixteenth of UserTimeout, because it notices the

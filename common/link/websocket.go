@@ -419,6 +419,16 @@ func (c *websocketConn) Traffic() Traffic {
 	return tcpTraffic(c.ws.NetConn())
 }
 
+// RTT is the kernel's smoothed one.
+func (c *websocketConn) RTT() time.Duration {
+	c.ending.Lock()
+	defer c.ending.Unlock()
+	if c.cause != nil {
+		return 0
+	}
+	return tcpRTT(c.ws.NetConn())
+}
+
 func (c *websocketConn) Issued() time.Time  { return c.peer.issued }
 func (c *websocketConn) RemoteAddr() string { return c.remote }
 func (c *websocketConn) Transport() string  { return "websocket" }

@@ -51,6 +51,9 @@ type Options struct {
 	Sources []Source
 	// Publish publishes what the hub asks for, for edge/route; nil: nobody does.
 	Publish func(ctx context.Context, p *wire.Publish) error
+	// Serve serves a stream that the hub opened, for edge/stream, until ctx ends with
+	// the session, and closes it; nil: streams are refused.
+	Serve func(ctx context.Context, s link.Stream)
 }
 
 // State is what is known of the line.
@@ -192,14 +195,13 @@ func (u *Uplink) attempt(ctx context.Context) (lasted time.Duration, err error) 
 	ctx, cancel = context.WithCancel(ctx)
 	c := &conversation{u: u, conn: conn, out: newSender(), window: resume.NewWindow(upTo), unread: true,
 		sourced: make(map[uint64]*sourced), published: make(chan *wire.EdgeMessage, maxPublishing), tokens: make(map[uint64]chan<- *wire.TokenAnswer)}
-	var group sync.WaitGroup
 	incoming := make(chan received)
-	group.Go(func() { c.readAll(ctx, incoming) })
-	group.Go(func() { c.writeAll(ctx) })
+	c.group.Go(func() { c.readAll(ctx, incoming) })
+	c.group.Go(func() { c.writeAll(ctx) })
 	err = c.run(ctx, incoming)
 	cancel()
 	err = errors.Join(err, ignoreClosed(conn.Close()))
-	group.Wait()
+	c.group.Wait()
 	if !c.openedAt.IsZero() {
 		lasted = max(1, time.Since(c.openedAt))
 	}
@@ -217,6 +219,7 @@ func ignoreClosed(err error) error {
 type conversation struct {
 	u        *Uplink
 	conn     link.Conn
+	group    sync.WaitGroup // of what runs beside run
 	session  resume.Session
 	window   *resume.Window
 	out      *sender
@@ -418,6 +421,9 @@ func (c *conversation) opened(ctx context.Context, w *wire.Welcome) {
 	})
 	c.u.log.Info("the line to the hub is up", "hub", c.conn.Peer(), "session", w.GetSession(),
 		"hubVersion", w.GetHubVersion(), "transport", c.conn.Transport(), "inSync", w.GetInSync())
+	if c.u.opts.Serve != nil {
+		c.group.Go(func() { c.acceptStreams(ctx) })
+	}
 	c.renew()
 }
 

@@ -1,0 +1,119 @@
+// Package fleet is what a hub tells people and programs of its nodes: JSON documents
+// that cloudcore serves on its socket and behind its web page, and that `holdfast
+// status` reads. It holds the documents' types and no logic. Times are the hub's.
+package fleet
+
+import "time"
+
+// Where cloudcore serves the documents: on the socket of that name in its run
+// directory, for root, and at the same paths behind its web page.
+const (
+	SocketName = "cloudcore.sock"
+	Path       = "/fleet"        // a Fleet
+	NodePath   = "/fleet/nodes/" // and the node's name: a Detail
+)
+
+// Fleet is every edge node of the cluster as one hub knows them.
+type Fleet struct {
+	Hub     string    `json:"hub"` // the hub that says so
+	Version string    `json:"version"`
+	Started time.Time `json:"started"`
+	Now     time.Time `json:"now"`
+	Nodes   []Node    `json:"nodes"` // by name
+}
+
+// Node is one edge node in a line. What only the hub that holds the node knows
+// (Transport to BytesToday) is zero where another one does.
+type Node struct {
+	Name string `json:"name"`
+	// Ready is the Node's condition: True, False or Unknown.
+	Ready       string `json:"ready"`
+	ReadyReason string `json:"readyReason,omitempty"`
+	// Hub is the hub that holds the node or, where none does, held it last.
+	Hub       string `json:"hub,omitempty"`
+	Connected bool   `json:"connected"`
+	// LastSeen is when the node was last heard; of another hub's nodes within the 28 s
+	// in which their leases are renewed.
+	LastSeen *time.Time `json:"lastSeen,omitempty"`
+	// Since is when Connected became what it is, as far as is known.
+	Since *time.Time `json:"since,omitempty"`
+
+	Transport string  `json:"transport,omitempty"` // websocket or quic
+	Remote    string  `json:"remote,omitempty"`
+	RTTMillis float64 `json:"rttMillis,omitempty"`
+	// BytesToday is what the node's line has moved since midnight UTC, or since this
+	// hub started if that was later.
+	BytesToday Bytes `json:"bytesToday"`
+
+	// OfflineReady is the Node's condition of that name: True, False, Unknown, or empty
+	// where the node has none.
+	OfflineReady       string `json:"offlineReady,omitempty"`
+	OfflineReadyReason string `json:"offlineReadyReason,omitempty"`
+
+	Pods    PodCount `json:"pods"`
+	Version string   `json:"version,omitempty"` // edgecore's
+	Kubelet string   `json:"kubelet,omitempty"` // the kubelet version that it reports
+	Runtime string   `json:"runtime,omitempty"`
+	OS      string   `json:"os,omitempty"`
+	Arch    string   `json:"arch,omitempty"`
+}
+
+// Bytes are bytes of a line, as Traffic of common/link counts them.
+type Bytes struct {
+	Down uint64 `json:"down"` // to the node
+	Up   uint64 `json:"up"`
+}
+
+// PodCount counts a node's pods that have not ended.
+type PodCount struct {
+	Total int `json:"total"`
+	Ready int `json:"ready"`
+}
+
+// Detail is one node with what there is to tell of it.
+type Detail struct {
+	Node
+	Conditions []Condition `json:"conditions"`
+	PodList    []Pod       `json:"podList"`
+	// Line is what this hub has seen of the node's line lately, the oldest first.
+	Line   []Span  `json:"line"`
+	Events []Event `json:"events"` // of the node and its pods, the newest first
+}
+
+// Condition is one condition of the Node.
+type Condition struct {
+	Type    string    `json:"type"`
+	Status  string    `json:"status"`
+	Reason  string    `json:"reason,omitempty"`
+	Message string    `json:"message,omitempty"`
+	Since   time.Time `json:"since"`
+}
+
+// Pod is one pod of a node.
+type Pod struct {
+	Namespace  string   `json:"namespace"`
+	Name       string   `json:"name"`
+	Phase      string   `json:"phase"`
+	Ready      bool     `json:"ready"`
+	Restarts   int32    `json:"restarts"`
+	Reason     string   `json:"reason,omitempty"`
+	Containers []string `json:"containers"`
+}
+
+// Span is a time in which a node was connected or not; To is nil for the present one.
+type Span struct {
+	From      time.Time  `json:"from"`
+	To        *time.Time `json:"to,omitempty"`
+	Connected bool       `json:"connected"`
+	Transport string     `json:"transport,omitempty"`
+}
+
+// Event is a Kubernetes Event in a line.
+type Event struct {
+	At      time.Time `json:"at"`
+	Type    string    `json:"type"`
+	Object  string    `json:"object"` // kind/namespace/name
+	Reason  string    `json:"reason"`
+	Message string    `json:"message"`
+	Count   int32     `json:"count"`
+}
