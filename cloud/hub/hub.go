@@ -62,10 +62,13 @@ type Options struct {
 	// Admit says why a node with a certificate of that time may not connect (any
 	// more); nil: all may. It is asked again here, since a certificate may be
 	// revoked between a connection's handshake and its session.
-	Admit   func(node string, issued time.Time) error
-	Log     *slog.Logger
-	Version string // of cloudcore, for people
-	Timing  Timing
+	Admit func(node string, issued time.Time) error
+	// OnSession hears of every session that begins, and of its end before the next
+	// of that node can begin; nil: nobody does. It must not block.
+	OnSession func(n NodeInfo, ended bool)
+	Log       *slog.Logger
+	Version   string // of cloudcore, for people
+	Timing    Timing
 }
 
 // Timing holds the hub's patience; zero values mean the defaults.
@@ -99,6 +102,7 @@ type Hub struct {
 	routes       Carrier
 	certificates Certificates
 	admit        func(node string, issued time.Time) error
+	onSession    func(n NodeInfo, ended bool)
 	log          *slog.Logger
 	version      string
 	timing       Timing
@@ -115,7 +119,10 @@ func New(o Options) *Hub {
 	if o.Admit == nil {
 		o.Admit = func(string, time.Time) error { return nil }
 	}
-	return &Hub{cluster: o.Cluster, admit: o.Admit, reports: o.Reports, devices: o.Devices, routes: o.Routes, certificates: o.Certificates, log: o.Log, version: o.Version,
+	if o.OnSession == nil {
+		o.OnSession = func(NodeInfo, bool) {}
+	}
+	return &Hub{cluster: o.Cluster, admit: o.Admit, onSession: o.OnSession, reports: o.Reports, devices: o.Devices, routes: o.Routes, certificates: o.Certificates, log: o.Log, version: o.Version,
 		timing: o.Timing.withDefaults(), sessions: make(map[string]*session)}
 }
 
@@ -190,6 +197,7 @@ func (h *Hub) begin(ctx context.Context, conn link.Conn) *session {
 	}
 	s.ctx, s.cancel = context.WithCancel(ctx)
 	h.counts.begun.Add(1)
+	h.onSession(s.info(), false)
 	h.tell(s.node, s.log(), slog.LevelInfo, "a node is connected", "version", hello.GetEdgeVersion(), "transport", conn.Transport())
 	return s
 }
@@ -208,6 +216,7 @@ func (h *Hub) tell(node string, log *slog.Logger, level slog.Level, what string,
 
 // finish parts from the edge. reading is closed when nothing is read any more.
 func (h *Hub) finish(s *session, why error, reading <-chan struct{}) {
+	h.onSession(s.info(), true)
 	h.unregister(s)
 	h.counts.end(why)
 	h.tell(s.node, s.log(), slog.LevelInfo, "a node is disconnected", "after", time.Since(s.began).Round(time.Millisecond), "rejected", s.rejected, "err", why)

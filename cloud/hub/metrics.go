@@ -34,11 +34,26 @@ func (h *Hub) Each(f func(NodeInfo)) {
 	}
 	h.mu.Unlock()
 	for _, s := range all {
-		f(NodeInfo{
-			Node: s.node, Session: s.id, Transport: s.conn.Transport(), Remote: s.conn.RemoteAddr(),
-			State: delivery.State(s.state.Load()), Since: s.began, LastHeard: s.conn.LastHeard(),
-			Meter: &s.meter, Traffic: s.conn.Traffic(), RTT: s.conn.RTT(), Version: s.version,
-		})
+		f(s.info())
+	}
+}
+
+// Session is what the hub knows of one node; false where it is not connected.
+func (h *Hub) Session(node string) (NodeInfo, bool) {
+	h.mu.Lock()
+	s := h.sessions[node]
+	h.mu.Unlock()
+	if s == nil {
+		return NodeInfo{}, false
+	}
+	return s.info(), true
+}
+
+func (s *session) info() NodeInfo {
+	return NodeInfo{
+		Node: s.node, Session: s.id, Transport: s.conn.Transport(), Remote: s.conn.RemoteAddr(),
+		State: delivery.State(s.state.Load()), Since: s.began, LastHeard: s.conn.LastHeard(),
+		Meter: &s.meter, Traffic: s.conn.Traffic(), RTT: s.conn.RTT(), Version: s.version,
 	}
 }
 
