@@ -211,6 +211,22 @@ func (c *Cluster) Pods(node string) ([]*corev1.Pod, error) {
 	return pods, nil
 }
 
+// PodCount counts a followed node's pods that have not ended, and those of them that
+// are ready; false where they are not known.
+func (c *Cluster) PodCount(node string) (total, ready int, known bool) {
+	kept, known := c.pods.get(node)
+	for _, k := range kept {
+		if k.terminal {
+			continue
+		}
+		total++
+		if k.ready {
+			ready++
+		}
+	}
+	return total, ready, known
+}
+
 // Node returns the Node of a followed node, or nil. Of its status there are the
 // conditions.
 func (c *Cluster) Node(name string) *corev1.Node {

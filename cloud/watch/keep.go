@@ -18,6 +18,7 @@ type keptPod struct {
 	version  string
 	status   []byte // phase and conditions
 	terminal bool
+	ready    bool
 	refs     []roster.Key
 }
 
@@ -42,13 +43,22 @@ func keepPod(obj runtime.Object, was *keptPod) (*keptPod, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode the status of pod %s/%s: %w", p.Namespace, p.Name, err)
 	}
-	kept := &keptPod{item: item, version: p.ResourceVersion, status: status, terminal: roster.Terminal(p)}
+	kept := &keptPod{item: item, version: p.ResourceVersion, status: status, terminal: roster.Terminal(p), ready: isReady(p)}
 	if was != nil && sameItem(was.item, item) {
 		kept.item, kept.refs = was.item, was.refs
 	} else {
 		kept.refs = roster.References(p)
 	}
 	return kept, nil
+}
+
+func isReady(p *corev1.Pod) bool {
+	for i := range p.Status.Conditions {
+		if c := &p.Status.Conditions[i]; c.Type == corev1.PodReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
 }
 
 func sameItem(a, b *roster.Item) bool {
