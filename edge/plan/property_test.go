@@ -74,6 +74,10 @@ func happen(r *rand.Rand, w *world) {
 			c := w.named(live[r.IntN(len(live))])
 			w.exit(c.ID, int32(r.IntN(2)))
 		}
+	case n < 80:
+		if len(w.pod.Spec.EphemeralContainers) < 3 && w.ending == nil {
+			w.debug(fmt.Sprintf("debug%d", len(w.pod.Spec.EphemeralContainers)))
+		}
 	case n < 83:
 		w.now += time.Duration(r.IntN(400)) * time.Second
 	case n < 86:
@@ -188,6 +192,11 @@ func check(w *world) {
 			w.wrong("the pod has ended, but %v run, released: %t", live, w.memory.Released)
 		}
 		return
+	}
+	for _, c := range w.pod.Spec.EphemeralContainers {
+		if w.memory.Attempts[c.Name] == 0 && !slices.ContainsFunc(w.observed.Containers, func(r Container) bool { return r.Name == c.Name }) {
+			w.wrong("ephemeral container %s was never started", c.Name)
+		}
 	}
 	seen := map[string]int{}
 	for _, name := range w.running() {

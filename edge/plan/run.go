@@ -24,6 +24,7 @@ func (p *planner) run() {
 		p.plan.Initialized = true
 		p.main(s)
 	}
+	p.debug(s)
 	if len(p.plan.Actions) == 0 && len(p.in.Busy) == 0 {
 		p.garbage(s.ID)
 	}
@@ -61,12 +62,8 @@ func (p *planner) strays(sandbox string) bool {
 
 func (p *planner) wanted(name string) bool {
 	named := func(c corev1.Container) bool { return c.Name == name }
-	for i := range p.in.Pod.Spec.EphemeralContainers { // a kubelet's: they are not ours to stop
-		if p.in.Pod.Spec.EphemeralContainers[i].Name == name {
-			return true
-		}
-	}
-	return slices.ContainsFunc(p.in.Pod.Spec.InitContainers, named) || slices.ContainsFunc(p.in.Pod.Spec.Containers, named)
+	return slices.ContainsFunc(p.in.Pod.Spec.InitContainers, named) || slices.ContainsFunc(p.in.Pod.Spec.Containers, named) ||
+		Ephemeral(p.in.Pod, name) != nil
 }
 
 // withoutSandbox makes one, unless nothing is left to run in it.
@@ -179,7 +176,7 @@ func (p *planner) keep(c *corev1.Container, seen *Container, s *Sandbox) bool {
 			p.stop(seen, p.in.Now+p.grace(nil), "the runtime lost sight of it")
 			return false
 		case Created: // left by a start that did not come to its end
-			if !p.busy(StartContainer) {
+			if !p.starting() {
 				p.do(Action{Verb: RemoveContainer, ID: seen.ID, Name: seen.Name})
 			}
 			return false
@@ -227,7 +224,7 @@ func (p *planner) start(c *corev1.Container, seen *Container, s *Sandbox) {
 			return
 		}
 	}
-	if p.busy(StartContainer) || p.held(c.Name) {
+	if p.starting() || p.held(c.Name) {
 		return
 	}
 	next := time.Duration(0)

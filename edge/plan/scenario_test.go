@@ -136,6 +136,15 @@ func command(t *testing.T, w *world, words []string, out *bytes.Buffer) {
 		w.now += d
 	case "reboot":
 		w.reboot()
+	case "debug":
+		w.debug(arg(1))
+	case "cut": // edgecore is killed between the making of a container and its start
+		w.ids++
+		w.observed.Containers = append(w.observed.Containers, Container{ID: fmt.Sprintf("%s-%d", arg(1), w.ids), Name: arg(1), SandboxID: w.observed.Sandboxes[0].ID, State: Created})
+	case "land": // the actions under way end
+		for len(w.busy) > 0 {
+			w.land(0, true)
+		}
 	case "sandbox-dies":
 		w.observed.Sandboxes[0].Ready = false
 	case "sick":

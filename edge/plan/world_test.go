@@ -77,9 +77,13 @@ func (w *world) begin(a Action) {
 			}
 		}
 		for _, b := range w.busy {
-			if b.Verb == StartContainer {
+			if b.Verb == StartContainer && (b.Name == a.Name || w.proper(a.Name) && w.proper(b.Name)) {
 				w.wrong("%s is started while %s is being started", a.Name, b.Name)
 			}
+		}
+		if !w.proper(a.Name) {
+			w.checkOnce(a)
+			break
 		}
 		w.checkOrder(a)
 	case StopContainer:
@@ -99,6 +103,22 @@ func (w *world) begin(a Action) {
 		}
 	}
 	w.busy = append(w.busy, a)
+}
+
+// proper tells an init container or a container proper from an ephemeral one.
+func (w *world) proper(name string) bool { return Ephemeral(w.pod, name) == nil }
+
+// debug adds an ephemeral container to the pod.
+func (w *world) debug(name string) {
+	c := corev1.EphemeralContainer{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: name, Image: "v1"}}
+	w.pod.Spec.EphemeralContainers = append(w.pod.Spec.EphemeralContainers, c)
+}
+
+// checkOnce: an ephemeral container is started once, and not in a pod that has ended.
+func (w *world) checkOnce(a Action) {
+	if w.memory.Attempts[a.Name] > 0 || w.memory.Outcome != nil {
+		w.wrong("ephemeral container %s is started; starts before: %d, outcome: %v", a.Name, w.memory.Attempts[a.Name], w.memory.Outcome)
+	}
 }
 
 // checkOrder: nothing proper starts before the init containers have done their part in its sandbox.
