@@ -403,28 +403,5 @@ func (m *Manager) forget(w *worker) {
 	}
 }
 
-// Summary is one pod for people.
-type Summary struct {
-	Namespace, Name, UID string
-	Phase                string
-	Ready                bool
-	Restarts             int32
-	Reason               string
-}
-
-// Snapshot lists the pods, ordered by name.
-func (m *Manager) Snapshot() []Summary {
-	var list []Summary
-	for _, w := range m.all() {
-		if s, ok := w.summary(); ok {
-			list = append(list, s)
-		}
-	}
-	slices.SortFunc(list, func(a, b Summary) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name), cmp.Compare(a.UID, b.UID))
-	})
-	return list
-}
-
 // dir is where a pod's files are.
 func (m *Manager) dir(uid string) string { return filepath.Join(m.o.DataDir, "pods", uid) }

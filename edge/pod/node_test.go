@@ -313,7 +313,7 @@ func (n *node) settled(p *corev1.Pod) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.active || w.told || w.public.summary.UID == "" {
+	if w.active || w.told || w.public.status == nil {
 		return errStill
 	}
 	return nil

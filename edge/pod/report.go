@@ -137,10 +137,11 @@ func lower(k probe.Kind) string {
 // report tells the hub what a reader of the status would see changed.
 func (w *worker) report(ctx context.Context, p plan.Plan) {
 	s := w.status(p)
-	w.publishSummary(&s)
 	if w.reported != nil && status.Equal(w.reported, &s) {
+		w.publishSummary(w.reported)
 		return
 	}
+	w.publishSummary(&s)
 	if w.pod.Namespace == "" || w.vanished {
 		return
 	}
@@ -254,31 +255,4 @@ func initializedBefore(list []corev1.PodCondition) bool {
 		}
 	}
 	return false
-}
-
-func (w *worker) publishSummary(s *corev1.PodStatus) {
-	sum := Summary{Namespace: w.pod.Namespace, Name: w.pod.Name, UID: w.uid, Phase: string(s.Phase), Reason: s.Reason}
-	for _, c := range s.Conditions {
-		if c.Type == corev1.PodReady {
-			sum.Ready = c.Status == corev1.ConditionTrue
-		}
-	}
-	for _, c := range s.ContainerStatuses {
-		sum.Restarts += c.RestartCount
-		if c.State.Waiting != nil && sum.Reason == "" {
-			sum.Reason = c.State.Waiting.Reason
-		}
-	}
-	if w.record.Ending != nil {
-		sum.Reason = "Terminating"
-	}
-	w.mu.Lock()
-	w.public.summary = sum
-	w.mu.Unlock()
-}
-
-func (w *worker) summary() (Summary, bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.public.summary, w.public.summary.UID != ""
 }

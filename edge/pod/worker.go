@@ -79,7 +79,10 @@ type view struct {
 	pod        *corev1.Pod
 	containers map[string]bool
 	print      string // fingerprint of the observation
-	summary    Summary
+	// What a summary is made of; nil until the first turn has ended.
+	summarized      *corev1.Pod
+	status          *corev1.PodStatus
+	reason, message string
 }
 
 type flight struct {
