@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 
+	"github.com/holdfast-edge/holdfast/cloud/access"
 	"github.com/holdfast-edge/holdfast/cloud/autonomy"
 	"github.com/holdfast-edge/holdfast/cloud/device"
 	"github.com/holdfast-edge/holdfast/cloud/enroll"
@@ -109,7 +110,7 @@ func serve(ctx context.Context, cfg config.Cloud, log *slog.Logger) error {
 		OnRevoked: func(node string, before time.Time) { nodes.Revoke(node, before) }})
 	joins := enroll.New(enroll.Options{Client: clients.own, CA: self.CA(), TTL: cfg.NodeCertificateTTL.Duration, RenewGrace: cfg.RenewGrace.Duration, Revocations: revoked, Log: log})
 	nodes = hub.New(hub.Options{Cluster: cluster, Reports: reports, Devices: twins, Routes: routes, Certificates: joins, Admit: revoked.Admit, Log: log, Version: version})
-	publish := route.NewDoor(routing, nodes)
+	publish := route.NewDoor(routing, nodes, access.New(access.Options{Client: clients.own, Log: log}))
 	keeper := autonomy.New(autonomy.Options{Client: clients.own, Cluster: cluster, Log: log, Hub: hubName(cfg), Also: devices.Lead})
 	acceptor, links, err := door.accept(link.AcceptOptions{Timing: link.Timing{KeepAlive: cfg.KeepAlive.Duration, UserTimeout: cfg.LineTimeout.Duration}, Admit: revoked.Admit, Log: log}, self)
 	if err != nil {
