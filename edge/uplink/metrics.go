@@ -64,6 +64,7 @@ func (u *Uplink) WriteMetrics(w io.Writer) {
 	state := u.State()
 	metrics.WriteGaugeUint64(w, "holdfast_edge_line_up", number(state.Connected))
 	metrics.WriteGaugeUint64(w, "holdfast_edge_line_synced", number(state.Synced))
+	metrics.WriteGaugeUint64(w, "holdfast_edge_line_held", number(!state.HeldUntil.IsZero()))
 	metrics.WriteGaugeFloat64(w, "holdfast_edge_line_since_seconds", time.Since(state.Since).Seconds())
 	metrics.WriteCounterUint64(w, "holdfast_edge_line_sessions_total", u.count.sessions.Load())
 	for e := range endings {

@@ -64,6 +64,7 @@ type State struct {
 	Transport string    // websocket or quic, of the last session
 	Synced    bool      // this session's hub has sent everything
 	LastError string    // why there is no session, or why the last one ended
+	HeldUntil time.Time // the line is held down on purpose until then; zero: it is not
 }
 
 // Uplink is the node's line to its hub.
@@ -77,8 +78,9 @@ type Uplink struct {
 
 	mu      sync.Mutex
 	state   State
-	changed chan struct{} // closed and replaced when state changes
-	open    chan struct{} // closed when the open session ends; nil while there is none
+	changed chan struct{}           // closed and replaced when state changes
+	open    chan struct{}           // closed when the open session ends; nil while there is none
+	cut     context.CancelCauseFunc // ends what Run does, for a hold; nil while it does nothing
 
 	inventory bool // owned by Run: the next Hello must lead to an inventory
 }
@@ -136,20 +138,34 @@ func (u *Uplink) Run(ctx context.Context) error {
 	u.clock.load(ctx, u.opts.Store)
 	pause := backoff{timing: u.opts.Timing}
 	for ctx.Err() == nil {
-		lasted, err := u.attempt(ctx)
-		if ctx.Err() != nil {
-			break
+		if u.awaitRelease(ctx) {
+			pause = backoff{timing: u.opts.Timing} // as if nothing had failed: somebody waits for it
 		}
-		u.failed(err, lasted > 0)
-		ceiling := pause.ended(lasted, err)
-		if errors.Is(err, resume.ErrDifference) && !u.inventory { // once, without a pause
-			u.inventory = true
-			continue
-		}
-		u.wait(ctx, upTo(ceiling))
+		free, done := u.free(ctx)
+		u.once(free, &pause)
+		done()
 	}
 	u.update(func(s *State) { s.Connected, s.Synced, s.LastError = false, false, "edgecore is stopping" })
 	return nil
+}
+
+// once makes one attempt, and pauses after it. It ends early when the line is held
+// down.
+func (u *Uplink) once(ctx context.Context, pause *backoff) {
+	lasted, err := u.attempt(ctx)
+	if errors.Is(context.Cause(ctx), ErrHeld) {
+		u.down()
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	u.failed(err, lasted > 0)
+	ceiling := pause.ended(lasted, err)
+	if errors.Is(err, resume.ErrDifference) && !u.inventory { // once, without a pause
+		u.inventory = true
+		return
+	}
+	u.wait(ctx, upTo(ceiling))
 }
 
 // failed notes why there is no session; a reason is logged once, not per attempt.
@@ -199,6 +215,7 @@ func (u *Uplink) attempt(ctx context.Context) (lasted time.Duration, err error) 
 	c.group.Go(func() { c.readAll(ctx, incoming) })
 	c.group.Go(func() { c.writeAll(ctx) })
 	err = c.run(ctx, incoming)
+	u.carry(nil)
 	cancel()
 	err = errors.Join(err, ignoreClosed(conn.Close()))
 	c.group.Wait()
@@ -415,6 +432,7 @@ func (c *conversation) do(ctx context.Context, a resume.Action) ([]resume.Action
 func (c *conversation) opened(ctx context.Context, w *wire.Welcome) {
 	c.openedAt = time.Now()
 	c.u.count.sessions.Add(1)
+	c.u.carry(c.conn)
 	c.u.clock.learn(ctx, c.u.opts.Store, w.GetHubTimeUnixMs())
 	c.u.update(func(s *State) {
 		s.Connected, s.Hub, s.Transport, s.LastError = true, c.conn.Peer(), c.conn.Transport(), ""
