@@ -19,7 +19,24 @@ type Fleet struct {
 	Version string    `json:"version"`
 	Started time.Time `json:"started"`
 	Now     time.Time `json:"now"`
-	Nodes   []Node    `json:"nodes"` // by name
+	Nodes   []Node    `json:"nodes"` // by name, unless another order was asked for
+	// Counts are of all nodes; Matched is how many of them fit what was asked for, of
+	// which Nodes may be a part that begins at Offset.
+	Counts  Counts `json:"counts"`
+	Matched int    `json:"matched"`
+	Offset  int    `json:"offset,omitempty"`
+	// Complete says that the hub has read which nodes there are: soon after its start
+	// it may know only those that have connected or changed since.
+	Complete bool `json:"complete"`
+}
+
+// Counts count nodes.
+type Counts struct {
+	All             int `json:"all"`
+	Connected       int `json:"connected"` // to any hub
+	Here            int `json:"here"`      // of these, to the hub that counts
+	Offline         int `json:"offline"`
+	NotOfflineReady int `json:"notOfflineReady"` // OfflineReady is not True
 }
 
 // Node is one edge node in a line. What only the hub that holds the node knows
@@ -32,8 +49,8 @@ type Node struct {
 	// Hub is the hub that holds the node or, where none does, held it last.
 	Hub       string `json:"hub,omitempty"`
 	Connected bool   `json:"connected"`
-	// LastSeen is when the node was last heard; of another hub's nodes within the 28 s
-	// in which their leases are renewed.
+	// LastSeen is when the node was last heard; of another hub's nodes as their leases
+	// said when this hub last looked, which it does for nodes that somebody looks at.
 	LastSeen *time.Time `json:"lastSeen,omitempty"`
 	// Since is when Connected became what it is, as far as is known.
 	Since *time.Time `json:"since,omitempty"`
@@ -68,6 +85,8 @@ type Bytes struct {
 type PodCount struct {
 	Total int `json:"total"`
 	Ready int `json:"ready"`
+	// Unknown: this hub does not hold the node, and has not counted yet.
+	Unknown bool `json:"unknown,omitempty"`
 }
 
 // Detail is one node with what there is to tell of it.
@@ -78,6 +97,8 @@ type Detail struct {
 	// Line is what this hub has seen of the node's line lately, the oldest first.
 	Line   []Span  `json:"line"`
 	Events []Event `json:"events"` // of the node and its pods, the newest first
+	// Remarks say what is missing here, and why.
+	Remarks []string `json:"remarks,omitempty"`
 }
 
 // Condition is one condition of the Node.
