@@ -80,6 +80,7 @@ type Uplink struct {
 	state   State
 	changed chan struct{}           // closed and replaced when state changes
 	open    chan struct{}           // closed when the open session ends; nil while there is none
+	conn    link.Conn               // of the open session
 	cut     context.CancelCauseFunc // ends what Run does, for a hold; nil while it does nothing
 
 	inventory bool // owned by Run: the next Hello must lead to an inventory
