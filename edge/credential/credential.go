@@ -116,12 +116,37 @@ func (c *Credential) Ask(hubTime time.Time) ([]byte, error) {
 // how much is the node's own, so that nodes which joined on one day do not come
 // back on one day. A certificate from the hub's future is due at once.
 func due(cert *x509.Certificate, node string, at time.Time) bool {
-	issued := pki.IssuedAt(cert)
-	life := cert.NotAfter.Sub(issued)
+	return !at.Before(dueAt(cert, node)) || at.Before(pki.IssuedAt(cert).Add(-pki.Backdate))
+}
+
+func dueAt(cert *x509.Certificate, node string) time.Time {
+	life := cert.NotAfter.Sub(pki.IssuedAt(cert))
 	h := fnv.New32a()
 	h.Write([]byte(node))
 	early := life / 10 / 256 * time.Duration(h.Sum32()%256)
-	return !at.Before(cert.NotAfter.Add(-life/3-early)) || at.Before(issued.Add(-pki.Backdate))
+	return cert.NotAfter.Add(-life/3 - early)
+}
+
+// Dates are those of a node's certificate.
+type Dates struct {
+	Node       string // whom it is for
+	Issued     time.Time
+	RenewalDue time.Time
+	Ends       time.Time
+}
+
+// Dates are those of the certificate now, for people. The error of a machine that has
+// not joined wraps enrollment.ErrNotJoined.
+func (c *Credential) Dates() (Dates, error) {
+	now, err := enrollment.Load(c.o.DataDir)
+	if err != nil {
+		return Dates{}, err
+	}
+	cert, err := pki.ParseCert(now.Cert)
+	if err != nil {
+		return Dates{}, err
+	}
+	return Dates{Node: now.NodeName, Issued: pki.IssuedAt(cert), RenewalDue: dueAt(cert, now.NodeName), Ends: cert.NotAfter}, nil
 }
 
 // Take checks the hub's answer to the last Ask and keeps it. It is on disk when

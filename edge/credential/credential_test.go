@@ -80,6 +80,25 @@ func TestACertificateIsDueWhenAThirdIsLeft(t *testing.T) {
 	}
 }
 
+// TestTheDatesArePeoplesToo: a node that is asked when it will renew says what it does.
+func TestTheDatesArePeoplesToo(t *testing.T) {
+	issued := time.Now().Truncate(time.Second)
+	const life = 300 * 24 * time.Hour
+	c := New(Options{DataDir: joined(t, linktest.NewCA(t), "pi", issued, life)})
+	d, err := c.Dates()
+	if err != nil || d.Node != "pi" || !d.Issued.Equal(issued) || !d.Ends.Equal(issued.Add(life)) {
+		t.Fatalf("dates %+v, %v", d, err)
+	}
+	for at, want := range map[time.Time]bool{d.RenewalDue: true, d.RenewalDue.Add(-time.Second): false} {
+		if csr, err := c.Ask(at); err != nil || (csr != nil) != want {
+			t.Errorf("at %s it asks: %v, %v; renewal is due at %s", at, csr != nil, err, d.RenewalDue)
+		}
+	}
+	if _, err := New(Options{DataDir: t.TempDir()}).Dates(); !errors.Is(err, enrollment.ErrNotJoined) {
+		t.Errorf("of a machine that has not joined: %v", err)
+	}
+}
+
 func TestWithoutCertificateEverythingSaysSo(t *testing.T) {
 	c := New(Options{DataDir: t.TempDir(), Hubs: []string{"127.0.0.1:1"}})
 	_, certificate := c.Certificate()

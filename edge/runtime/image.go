@@ -50,6 +50,9 @@ type NodeImage struct {
 	ID    string
 	Names []string // digests first, then tags
 	Size  int64    // bytes, compressed
+	// Pinned: no garbage collection takes it. A containerd before 1.6.26 says so of no
+	// image but the sandboxes'.
+	Pinned bool
 }
 
 // Images lists the images on this node.
@@ -61,7 +64,7 @@ func (r *Runtime) Images(ctx context.Context) ([]NodeImage, error) {
 	out := make([]NodeImage, 0, len(resp.Images))
 	for _, i := range resp.Images {
 		names := append(append([]string(nil), i.RepoDigests...), i.RepoTags...)
-		out = append(out, NodeImage{ID: i.Id, Names: names, Size: int64(i.Size)})
+		out = append(out, NodeImage{ID: i.Id, Names: names, Size: int64(i.Size), Pinned: i.Pinned})
 	}
 	return out, nil
 }
