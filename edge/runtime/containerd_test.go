@@ -85,6 +85,7 @@ func TestContainerd(t *testing.T) {
 	t.Run("TerminationMessages", n.terminationMessages)
 	t.Run("RotationLosesNoLine", n.rotation)
 	t.Run("Pull", n.pull)
+	t.Run("ImagesArePinned", n.pin)
 	// Last, because it kills containerd under everything else.
 	t.Run("ContainersOutliveContainerd", n.containerdKilled)
 }

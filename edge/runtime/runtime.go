@@ -220,6 +220,10 @@ type pluginConfig struct {
 			Options struct{ SystemdCgroup bool }
 		} `json:"runtimes"`
 	} `json:"containerd"`
+	SandboxImage string `json:"sandboxImage"` // up to 1.7
+	CNI          struct {
+		ConfDir string `json:"confDir"`
+	} `json:"cni"`
 	Registry struct {
 		ConfigPath string                     `json:"configPath"`
 		Mirrors    map[string]json.RawMessage `json:"mirrors"`
