@@ -11,22 +11,35 @@ import (
 )
 
 // Main is the TestMain of a package whose tests need worlds: it builds the
-// binaries, enters, and runs the tests.
-func Main(m *testing.M) {
-	if err := prepare(); err != nil {
+// binaries, does what else must be done where the network is (outside), enters,
+// and runs the tests.
+func Main(m *testing.M, outside ...func() error) {
+	if err := prepare(append([]func() error{Build}, outside...)); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 	os.Exit(m.Run())
 }
 
-func prepare() error {
-	if os.Getenv(stageVariable) == "" {
-		if err := Build(); err != nil {
+func prepare(outside []func() error) error {
+	if err := Outside(outside...); err != nil {
+		return err
+	}
+	return Enter()
+}
+
+// Outside does things in their order where a program starts, before Enter, and
+// nothing when Enter runs it again further inside.
+func Outside(things ...func() error) error {
+	if os.Getenv(stageVariable) != "" {
+		return nil
+	}
+	for _, do := range things {
+		if err := do(); err != nil {
 			return err
 		}
 	}
-	return Enter()
+	return nil
 }
 
 // Build brings the binaries up to date. Two test packages may ask at the same

@@ -176,6 +176,9 @@ func apiserverArgs(c Config, authentication string) []string {
 		"--requestheader-extra-headers-prefix=X-Remote-Extra-",
 		"--proxy-client-cert-file=" + f.FrontProxyClient.Cert,
 		"--proxy-client-key-file=" + f.FrontProxyClient.Key,
+		// No kube-proxy runs beside it: what serves an APIService (metrics-server, say) is dialled
+		// at its endpoint, not at the Service's address.
+		"--enable-aggregator-routing=true",
 		"--kubelet-client-certificate=" + f.KubeletClient.Cert,
 		"--kubelet-client-key=" + f.KubeletClient.Key,
 		"--kubelet-certificate-authority=" + c.KubeletCA,
