@@ -22,54 +22,6 @@ import (
 // SocketName is the socket's name in the run directory.
 const SocketName = "edgecore.sock"
 
-// Status is what edgecore says of itself.
-type Status struct {
-	Node    string    `json:"node"`
-	Version string    `json:"version"`
-	Started time.Time `json:"started"`
-	// Ready: the node is as its Ready condition says, whether or not the hub can hear it.
-	Ready       bool   `json:"ready"`
-	ReadyReason string `json:"readyReason,omitempty"`
-	// NodeReported: the hub has taken the node's latest status.
-	NodeReported bool         `json:"nodeReported"`
-	Line         Line         `json:"line"`
-	Pods         []PodSummary `json:"pods"`
-	Outbox       int          `json:"outbox"` // reports that the hub has not taken yet
-	Store        Store        `json:"store"`
-}
-
-// Line is the line to the hub.
-type Line struct {
-	Connected bool      `json:"connected"`
-	Since     time.Time `json:"since"` // of Connected's last change
-	Hub       string    `json:"hub,omitempty"`
-	Transport string    `json:"transport,omitempty"`
-	Synced    bool      `json:"synced"`
-	LastError string    `json:"lastError,omitempty"`
-}
-
-// PodSummary is one pod in a line.
-type PodSummary struct {
-	Namespace string `json:"namespace"`
-	Name      string `json:"name"`
-	UID       string `json:"uid"`
-	Phase     string `json:"phase"`
-	Restarts  int32  `json:"restarts"`
-	Reason    string `json:"reason,omitempty"`
-}
-
-// Store is the node's database.
-type Store struct {
-	Path          string `json:"path"`
-	Bytes         int64  `json:"bytes"`
-	Objects       int    `json:"objects"`
-	EventsDropped uint64 `json:"eventsDropped,omitempty"`
-	// Recovery says what was done about a damaged database; empty when it was sound.
-	Recovery string `json:"recovery,omitempty"`
-	// SyncedOnce: the hub has told this database everything at least once.
-	SyncedOnce bool `json:"syncedOnce"`
-}
-
 // Serve answers GET /status on the socket in runDir (mode 0600) until ctx ends,
 // GET /metrics, and what devices serves. It takes the place of a socket that nobody
 // listens on any more.
