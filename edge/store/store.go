@@ -151,6 +151,11 @@ func connectReadOnly(path string) (*gorm.DB, error) {
 	return dial(path, url.Values{"mode": {"ro"}, "immutable": {"1"}, "_cache_size": {"-256"}})
 }
 
+// connectBeside opens a database that is in use for reading.
+func connectBeside(path string) (*gorm.DB, error) {
+	return dial(path, url.Values{"mode": {"ro"}, "_busy_timeout": {"10000"}, "_cache_size": {"-256"}})
+}
+
 func dial(path string, query url.Values) (*gorm.DB, error) {
 	dsn := (&url.URL{Scheme: "file", OmitHost: true, Path: path, RawQuery: query.Encode()}).String()
 	pool, err := sql.Open(sqlite.DriverName, dsn)
