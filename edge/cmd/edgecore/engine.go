@@ -13,8 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/holdfast-edge/holdfast/common/config"
-	"github.com/holdfast-edge/holdfast/common/localstatus"
-	"github.com/holdfast-edge/holdfast/common/wire"
+	"github.com/holdfast-edge/holdfast/edge/credential"
 	"github.com/holdfast-edge/holdfast/edge/node"
 	"github.com/holdfast-edge/holdfast/edge/pod"
 	"github.com/holdfast-edge/holdfast/edge/runtime"
@@ -33,7 +32,9 @@ type engine struct {
 	clock  pod.Clock
 	tokens *pod.Tokens
 
-	devices *devices
+	devices    *devices
+	credential *credential.Credential
+	questions  questions // of the status
 
 	runtime atomic.Pointer[runtime.Runtime] // nil until it answered once
 	pods    atomic.Pointer[pod.Manager]
@@ -168,29 +169,4 @@ func (e *engine) runtimeInfo(ctx context.Context) (runtime.Info, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	return rt.Info(ctx)
-}
-
-// status is what `holdfast status` shows.
-func (e *engine) status(ctx context.Context, started time.Time) localstatus.Status {
-	line := e.line.State()
-	s := localstatus.Status{
-		Node: e.cfg.NodeName, Version: version, Started: started,
-		Line:  localstatus.Line{Connected: line.Connected, Since: line.Since, Hub: line.Hub, Transport: line.Transport, Synced: line.Synced, LastError: line.LastError},
-		Pods:  []localstatus.PodSummary{},
-		Store: localstatus.Store{Path: databasePath(e.cfg), Recovery: recoveryText(e.store.Opened().Recovery), SyncedOnce: e.store.SyncedOnce()},
-	}
-	s.Ready, s.ReadyReason = e.node.Ready()
-	if c, err := e.store.Counts(ctx); err == nil {
-		s.Outbox, s.Store.Objects, s.Store.Bytes, s.Store.EventsDropped = int(c.Outbox), int(c.Objects), c.Bytes, c.EventsDropped
-	}
-	if e.node.Reported() {
-		pending, err := e.store.Pending(ctx, wire.ReportKind_REPORT_NODE, e.cfg.NodeName)
-		s.NodeReported = err == nil && !pending
-	}
-	if manager := e.pods.Load(); manager != nil {
-		for _, p := range manager.Snapshot() {
-			s.Pods = append(s.Pods, localstatus.PodSummary{Namespace: p.Namespace, Name: p.Name, UID: p.UID, Phase: p.Phase, Restarts: p.Restarts, Reason: p.Reason})
-		}
-	}
-	return s
 }

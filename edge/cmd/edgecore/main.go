@@ -110,7 +110,7 @@ func serve(ctx context.Context, cfg config.Edge) error {
 	}
 	line = uplink.New(uplink.Options{Dialer: newDialer(cfg, certificate, log), Credential: certificate, Store: st, Log: log, Version: version, Wake: wake,
 		Sources: devices.sources(), Publish: devices.publishDown})
-	engine := &engine{cfg: cfg, log: log, store: st, line: line, clock: clock, devices: devices}
+	engine := &engine{cfg: cfg, log: log, store: st, line: line, clock: clock, devices: devices, credential: certificate}
 	engine.tokens = pod.NewTokens(st, line.AskToken, clock)
 	engine.node, err = node.New(node.Options{
 		Name: cfg.NodeName, NodeIP: cfg.NodeIP, Hubs: cfg.Hub, DataDir: cfg.DataDir, MaxPods: cfg.MaxPods,
