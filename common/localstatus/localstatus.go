@@ -9,10 +9,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -23,9 +25,9 @@ import (
 const SocketName = "edgecore.sock"
 
 // Serve answers GET /status on the socket in runDir (mode 0600) until ctx ends,
-// GET /metrics, and what devices serves. It takes the place of a socket that nobody
-// listens on any more.
-func Serve(ctx context.Context, runDir string, status func(context.Context) Status, metrics, devices http.Handler) error {
+// GET /metrics, what devices serves, and more. It takes the place of a socket that
+// nobody listens on any more.
+func Serve(ctx context.Context, runDir string, status func(context.Context) Status, metrics, devices http.Handler, more ...Route) error {
 	path := filepath.Join(runDir, SocketName)
 	listener, err := unixsocket.Listen(path, 0o600)
 	if err != nil {
@@ -42,6 +44,9 @@ func Serve(ctx context.Context, runDir string, status func(context.Context) Stat
 	if devices != nil {
 		mux.Handle(DevicesPath, devices)
 		mux.Handle(DevicesPath+"/", devices)
+	}
+	for _, r := range more {
+		mux.Handle(r.Pattern, r.Handler)
 	}
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 8 << 10}
 	stop := context.AfterFunc(ctx, func() { server.Close() })
@@ -62,6 +67,12 @@ func Get(ctx context.Context, runDir string) (s Status, err error) {
 
 // get reads one JSON document from edgecore's socket.
 func get(ctx context.Context, runDir, document string, into any) error {
+	return call(ctx, runDir, http.MethodGet, document, into)
+}
+
+// call makes one request on edgecore's socket. into takes the answer, a JSON document;
+// nil: none is expected.
+func call(ctx context.Context, runDir, method, document string, into any) error {
 	path := filepath.Join(runDir, SocketName)
 	transport := &http.Transport{
 		DisableKeepAlives: true,
@@ -69,7 +80,7 @@ func get(ctx context.Context, runDir, document string, into any) error {
 			return new(net.Dialer).DialContext(ctx, "unix", path)
 		},
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://edgecore"+document, nil)
+	request, err := http.NewRequestWithContext(ctx, method, "http://edgecore"+document, nil)
 	if err != nil {
 		return err
 	}
@@ -81,8 +92,15 @@ func get(ctx context.Context, runDir, document string, into any) error {
 		return fmt.Errorf("ask edgecore on %s: %w", path, err)
 	}
 	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		return fmt.Errorf("ask edgecore on %s: %s", path, response.Status)
+	if response.StatusCode/100 != 2 {
+		why, err := io.ReadAll(io.LimitReader(response.Body, 1<<10))
+		if err != nil || len(why) == 0 {
+			return fmt.Errorf("ask edgecore on %s: %s", path, response.Status)
+		}
+		return fmt.Errorf("ask edgecore on %s: %s", path, strings.TrimSpace(string(why)))
+	}
+	if into == nil {
+		return nil
 	}
 	if err := json.NewDecoder(response.Body).Decode(into); err != nil {
 		return fmt.Errorf("read edgecore's answer on %s: %w", path, err)
