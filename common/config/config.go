@@ -6,6 +6,8 @@ package config
 import (
 	"encoding/json"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/holdfast-edge/holdfast/common/pki"
@@ -90,6 +92,10 @@ type Edge struct {
 	StatusInterval Duration `json:"statusInterval,omitzero"`
 	// LogLevel is debug, info, warn or error.
 	LogLevel string `json:"logLevel,omitempty"`
+	// LogFormat is text or json.
+	LogFormat string `json:"logFormat,omitempty"`
+	// Profiling serves net/http/pprof on the socket in RunDir.
+	Profiling bool `json:"profiling,omitempty"`
 	// MetricsListen is the address of /metrics, in plain HTTP, for whoever can reach
 	// it; empty: they are to be had on the socket in RunDir alone.
 	MetricsListen string `json:"metricsListen,omitempty"`
@@ -155,8 +161,50 @@ type Cloud struct {
 	RenewGrace Duration `json:"renewGrace,omitzero"`
 	// LogLevel is debug, info, warn or error.
 	LogLevel string `json:"logLevel,omitempty"`
+	// LogFormat is text or json.
+	LogFormat string `json:"logFormat,omitempty"`
 	// HealthListen is the address of /healthz and /metrics, in plain HTTP.
 	HealthListen string `json:"healthListen,omitempty"`
+	// Profiling serves net/http/pprof there, too.
+	Profiling bool `json:"profiling,omitempty"`
+	// RunDir holds the socket for "holdfast status"; it may be lost at a reboot.
+	// Empty: there is none.
+	RunDir string `json:"runDir"`
+	// FleetListen is the address of the fleet's web page: in plain HTTP on a loopback
+	// address, with the hub's certificate on others. Empty: there is none.
+	FleetListen string `json:"fleetListen"`
+	// Tunnel is where the cluster reaches the nodes' kubelet API.
+	Tunnel Tunnel `json:"tunnel,omitzero"`
+}
+
+// Tunnel says where this hub serves the kubelet API of its nodes to the cluster.
+type Tunnel struct {
+	// Address is the IP address of this machine by which the apiserver reaches it;
+	// empty: that by which this machine reaches the apiserver.
+	Address string `json:"address,omitempty"`
+	// Ports is the range (FIRST-LAST) of which each node gets one; empty: 10400-29999;
+	// off: kubectl logs, exec and the like do not reach nodes.
+	Ports string `json:"ports,omitempty"`
+}
+
+// NoPorts as Tunnel.Ports turns the tunnel off.
+const NoPorts = "off"
+
+// Range is the first and the last port; both are 0 where the tunnel is off.
+func (t Tunnel) Range() (first, last int, err error) {
+	switch t.Ports {
+	case "":
+		return 10400, 29999, nil
+	case NoPorts:
+		return 0, 0, nil
+	}
+	a, b, ok := strings.Cut(t.Ports, "-")
+	first, err1 := strconv.Atoi(strings.TrimSpace(a))
+	last, err2 := strconv.Atoi(strings.TrimSpace(b))
+	if !ok || err1 != nil || err2 != nil || first < 1 || last > 65535 || first > last {
+		return 0, 0, fmt.Errorf("%q is no range of ports: write FIRST-LAST, like 10400-29999, or off", t.Ports)
+	}
+	return first, last, nil
 }
 
 // DefaultEdge is what an edge's config says where the file is silent.
@@ -174,6 +222,7 @@ func DefaultEdge() Edge {
 		LineTimeout:              Duration{12 * time.Second},
 		StatusInterval:           Duration{10 * time.Second},
 		LogLevel:                 "info",
+		LogFormat:                "text",
 	}
 }
 
@@ -188,6 +237,9 @@ func DefaultCloud() Cloud {
 		NodeCertificateTTL: Duration{pki.NodeTTL},
 		RenewGrace:         Duration{90 * 24 * time.Hour},
 		LogLevel:           "info",
+		LogFormat:          "text",
 		HealthListen:       "127.0.0.1:10351",
+		RunDir:             "/run/holdfast",
+		FleetListen:        "127.0.0.1:10353",
 	}
 }

@@ -103,6 +103,7 @@ func TestMistakesAreNamedWithFileAndKey(t *testing.T) {
 		good + "transport: pigeon":                         `transport: "pigeon" is unknown`,
 		good + "dataDir: data":                             `dataDir: "data" is not an absolute path`,
 		good + "logLevel: loud":                            `logLevel: "loud" is unknown`,
+		good + "logFormat: xml":                            `logFormat: "xml" is unknown: use text or json`,
 		good + "cgroupDriver: fs":                          `cgroupDriver: "fs" is unknown`,
 		good + "nodeIP: here":                              `nodeIP: "here" is not an IP address`,
 		good + "clusterDNS: [dns]":                         `clusterDNS: "dns" is not an IP address`,
@@ -134,6 +135,9 @@ func TestMistakesAreNamedWithFileAndKey(t *testing.T) {
 		"listen: here":                        `listen: "here" is not HOST:PORT`,
 		"listen: 0.0.0.0:99999":               `is not a port`,
 		"healthListen: x":                     `healthListen: "x"`,
+		"fleetListen: x":                      `fleetListen: "x"`,
+		"runDir: x":                           `runDir: "x" is not an absolute path`,
+		"logFormat: xml":                      `logFormat: "xml" is unknown`,
 		"advertiseAddresses: [a:1]":           `leave the port out`,
 		"dataDir: x":                          `dataDir: "x"`,
 		"nodeCertificateTTL: 1s":              `nodeCertificateTTL: 1s is not between 10s and 17520h0m0s`,
@@ -183,6 +187,40 @@ func TestLogLevels(t *testing.T) {
 		if got, err := ParseLogLevel(text); err != nil || got != want {
 			t.Errorf("%s: %v, %v", text, got, err)
 		}
+	}
+}
+
+// TestLogFormats: the daemons log as text or as JSON, and nothing else.
+func TestLogFormats(t *testing.T) {
+	for format, want := range map[string]string{"": "msg=hello node=pi", "text": "msg=hello node=pi", "json": `"msg":"hello","node":"pi"}`} {
+		var out strings.Builder
+		log, err := NewLog(&out, "info", format)
+		if err != nil {
+			t.Fatal(err)
+		}
+		log.Debug("not this")
+		log.Info("hello", "node", "pi")
+		if !strings.Contains(out.String(), want) || strings.Count(out.String(), "\n") != 1 {
+			t.Errorf("%q: %s", format, out.String())
+		}
+	}
+	if _, err := NewLog(&strings.Builder{}, "info", "xml"); err == nil {
+		t.Error("a log in a format that there is not")
+	}
+}
+
+// TestTheFleetsPageCanBeTurnedOff: an empty value is not the default.
+func TestTheFleetsPageCanBeTurnedOff(t *testing.T) {
+	c, err := LoadCloud(file(t, "fleetListen: \"\"\nrunDir: \"\"\n"))
+	if err != nil || c.FleetListen != "" || c.RunDir != "" {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	text, err := Encode(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := LoadCloud(file(t, string(text))); err != nil || again.FleetListen != "" || again.RunDir != "" {
+		t.Errorf("%+v, %v", again, err)
 	}
 }
 

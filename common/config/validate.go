@@ -127,7 +127,7 @@ func (c Edge) Validate() error {
 	if d := c.StatusInterval.Duration; d < time.Second || d > time.Hour {
 		bad("statusInterval", "%s is not between 1s and 1h", d)
 	}
-	errs = append(errs, checkTiming(c.KeepAlive, c.LineTimeout), checkLogLevel(c.LogLevel))
+	errs = append(errs, checkTiming(c.KeepAlive, c.LineTimeout), checkLogLevel(c.LogLevel), checkLogFormat(c.LogFormat))
 	slices.SortFunc(errs, byText)
 	return errors.Join(errs...)
 }
@@ -147,6 +147,20 @@ func (c Cloud) Validate() error {
 	if err := checkHostPort(c.HealthListen, false); err != nil {
 		bad("healthListen", "%v", err)
 	}
+	if c.RunDir != "" && !filepath.IsAbs(c.RunDir) {
+		bad("runDir", "%q is not an absolute path", c.RunDir)
+	}
+	if c.FleetListen != "" {
+		if err := checkHostPort(c.FleetListen, false); err != nil {
+			bad("fleetListen", "%v", err)
+		}
+	}
+	if _, _, err := c.Tunnel.Range(); err != nil {
+		bad("tunnel.ports", "%v", err)
+	}
+	if a := c.Tunnel.Address; a != "" && net.ParseIP(a) == nil {
+		bad("tunnel.address", "%q is not an IP address", a)
+	}
 	for _, address := range c.AdvertiseAddresses {
 		if net.ParseIP(address) == nil && pki.CheckNodeName(strings.ToLower(address)) != nil {
 			bad("advertiseAddresses", "%q is neither an IP address nor a host name (leave the port out)", address)
@@ -161,7 +175,7 @@ func (c Cloud) Validate() error {
 	if d := c.RenewGrace.Duration; d < time.Second || d > pki.MaxRenewGrace {
 		bad("renewGrace", "%s is not between 1s and %s", d, pki.MaxRenewGrace)
 	}
-	errs = append(errs, checkTiming(c.KeepAlive, c.LineTimeout), checkLogLevel(c.LogLevel))
+	errs = append(errs, checkTiming(c.KeepAlive, c.LineTimeout), checkLogLevel(c.LogLevel), checkLogFormat(c.LogFormat))
 	slices.SortFunc(errs, byText)
 	return errors.Join(errs...)
 }
