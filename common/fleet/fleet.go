@@ -13,6 +13,14 @@ const (
 	NodePath   = "/fleet/nodes/" // and the node's name: a Detail
 )
 
+// TokenFile is the name, in cloudcore's data directory, of the file with the token
+// that lets whoever has it look at the web page.
+const TokenFile = "fleet-token"
+
+// OfflineReady is the type of the Node condition by which a node says whether it would
+// survive an outage.
+const OfflineReady = "OfflineReady"
+
 // Fleet is every edge node of the cluster as one hub knows them.
 type Fleet struct {
 	Hub     string    `json:"hub"` // the hub that says so
