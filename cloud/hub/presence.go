@@ -191,7 +191,7 @@ func (s *session) startRestore() {
 	if n == nil {
 		return
 	}
-	if report.NeedsConditions(n) {
+	if report.NeedsConditions(n) || s.hub.reports.NeedsEndpoint(n) {
 		s.restoreNode(n)
 		return
 	}

@@ -65,6 +65,7 @@ type Identity struct {
 	log     *slog.Logger
 	now     func() time.Time
 	serving atomic.Pointer[tls.Certificate]
+	peer    atomic.Pointer[tls.Certificate]
 }
 
 // Open reads the CA from the cluster, or makes it there, and reads or makes the
@@ -197,7 +198,7 @@ func (i *Identity) read() (*tls.Certificate, error) {
 
 // allHosts is every host of the certificate, in order and once.
 func allHosts(hosts []string) []string {
-	all := []string{"localhost", "127.0.0.1", "::1"}
+	all := []string{PeerName, "localhost", "127.0.0.1", "::1"}
 	for _, host := range hosts {
 		all = append(all, canonical(host))
 	}

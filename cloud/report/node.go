@@ -46,6 +46,7 @@ func (w *Writer) node(ctx context.Context, name string, epoch Epoch, payload []b
 			return err
 		}
 		status := mergeNodeStatus(n, &said.Status, w.now())
+		w.reachable(name, status, &n.Status, said.Status.Addresses)
 		if !apiequality.Semantic.DeepEqual(*status, n.Status) {
 			n.Status = *status
 			if n, err = w.asNode.CoreV1().Nodes().UpdateStatus(as(ctx, name), n, metav1.UpdateOptions{}); err != nil {
@@ -271,8 +272,8 @@ func NodeReady(n *corev1.Node) bool {
 }
 
 // RestoreNode writes a node's conditions as the node last reported them, after
-// the cluster had given it up. The node's lease must have been renewed before,
-// else the cluster gives it up again.
+// the cluster had given it up, and makes the Node lead to this hub. The node's
+// lease must have been renewed before, else the cluster gives it up again.
 func (w *Writer) RestoreNode(ctx context.Context, name string, epoch Epoch) error {
 	return w.guarded(ctx, name, func(ctx context.Context) error {
 		return w.patient(ctx, func(ctx context.Context) error {
@@ -280,19 +281,25 @@ func (w *Writer) RestoreNode(ctx context.Context, name string, epoch Epoch) erro
 			if err != nil {
 				return fmt.Errorf("read node %s: %w", name, err)
 			}
+			conditions, endpoint := NeedsConditions(n), w.NeedsEndpoint(n)
 			said, err := keptConditions(n)
-			if err != nil || !NeedsConditions(n) {
+			if err != nil || !conditions && !endpoint {
 				return err
 			}
 			if err := fence(n.Annotations, epoch, "the conditions of node "+name); err != nil {
 				return err
 			}
 			mark(&n.ObjectMeta, epoch)
-			n.Status.Conditions = mergeConditions(n.Status.Conditions, said, w.now())
+			if conditions {
+				n.Status.Conditions = mergeConditions(n.Status.Conditions, said, w.now())
+			}
+			w.reachable(name, &n.Status, n.Status.DeepCopy(), ownAddresses(&n.Status))
 			if _, err := w.asNode.CoreV1().Nodes().UpdateStatus(as(ctx, name), n, metav1.UpdateOptions{}); err != nil {
 				return fmt.Errorf("write the conditions of node %s: %w", name, err)
 			}
-			w.log.Info("the node is heard again", "node", name)
+			if conditions {
+				w.log.Info("the node is heard again", "node", name)
+			}
 			return nil
 		})
 	})

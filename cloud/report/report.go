@@ -29,7 +29,10 @@ type Options struct {
 	Client kubernetes.Interface // cloudcore's own identity
 	AsNode kubernetes.Interface // acts as the node of the context (cloud/asnode)
 	Hub    string               // this hub's name, unlike every other's, for the annotation holdfast.io/hub
-	Log    *slog.Logger
+	// Endpoint is where a node's kubelet API is reached through this hub; false: not
+	// known yet. nil: nowhere.
+	Endpoint func(node string) (address string, port int32, ok bool)
+	Log      *slog.Logger
 	// Now is the hub's clock; nil means time.Now.
 	Now func() time.Time
 }
@@ -38,6 +41,7 @@ type Options struct {
 type Writer struct {
 	client, asNode kubernetes.Interface
 	hub            string
+	endpoint       func(node string) (address string, port int32, ok bool)
 	log            *slog.Logger
 	now            func() time.Time
 	slots          chan struct{}
@@ -54,7 +58,7 @@ func New(o Options) *Writer {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	return &Writer{client: o.Client, asNode: o.AsNode, hub: o.Hub, log: o.Log, now: o.Now, slots: make(chan struct{}, maxWrites)}
+	return &Writer{client: o.Client, asNode: o.AsNode, hub: o.Hub, endpoint: o.Endpoint, log: o.Log, now: o.Now, slots: make(chan struct{}, maxWrites)}
 }
 
 // What becomes of a report whose error wraps one of these, whatever else it wraps.

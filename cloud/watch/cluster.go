@@ -228,7 +228,7 @@ func (c *Cluster) PodCount(node string) (total, ready int, known bool) {
 }
 
 // Node returns the Node of a followed node, or nil. Of its status there are the
-// conditions.
+// conditions and where it is reached.
 func (c *Cluster) Node(name string) *corev1.Node {
 	kept, _ := c.nodes.get(name)
 	for _, k := range kept {

@@ -108,7 +108,9 @@ func keepNode(obj runtime.Object, was *keptNode) (*keptNode, error) {
 	if was != nil && sameItem(was.item, item) {
 		item = was.item
 	}
-	trimmed := &corev1.Node{ObjectMeta: n.ObjectMeta, Spec: n.Spec, Status: corev1.NodeStatus{Conditions: n.Status.Conditions}}
+	trimmed := &corev1.Node{ObjectMeta: n.ObjectMeta, Spec: n.Spec, Status: corev1.NodeStatus{
+		Conditions: n.Status.Conditions, Addresses: n.Status.Addresses, DaemonEndpoints: n.Status.DaemonEndpoints,
+	}}
 	trimmed.ManagedFields = nil
 	whole, err := trimmed.Marshal()
 	if err != nil {

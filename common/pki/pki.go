@@ -178,6 +178,31 @@ func (ca *CA) SignServerAt(hosts []string, at time.Time, ttl time.Duration) (tls
 	return tls.Certificate{Certificate: [][]byte{leaf.Raw, ca.Cert.Raw}, PrivateKey: key, Leaf: leaf}, nil
 }
 
+// HubName is the name in the certificate that a hub shows to another hub; no node can
+// have it (NodeName).
+const HubName = "holdfast:hub"
+
+// SignHub makes a key and a certificate with which a hub is a client of other hubs.
+func (ca *CA) SignHub(at time.Time, ttl time.Duration) (tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("make a hub's key: %w", err)
+	}
+	certPEM, err := ca.sign(&x509.Certificate{
+		Subject:     pkix.Name{CommonName: HubName},
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}, &key.PublicKey, at, ttl)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("sign a hub's certificate: %w", err)
+	}
+	leaf, err := ParseCert(certPEM)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}, nil
+}
+
 func (ca *CA) sign(template *x509.Certificate, key any, at time.Time, ttl time.Duration) ([]byte, error) {
 	if ttl <= 0 {
 		return nil, fmt.Errorf("a certificate's life of %s", ttl)

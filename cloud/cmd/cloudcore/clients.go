@@ -16,6 +16,7 @@ import (
 
 // clients speak to the apiserver.
 type clients struct {
+	server        string // its URL
 	own           kubernetes.Interface
 	asNode        kubernetes.Interface
 	metadata      metadata.Interface
@@ -34,7 +35,7 @@ func newClients(cfg config.Cloud) (*clients, error) {
 	// The rooms bound what runs at a time; the apiserver's priority and fairness
 	// does the rest. A limit here would let one node delay another.
 	rc.QPS = -1
-	c := &clients{requests: new(requests)}
+	c := &clients{server: rc.Host, requests: new(requests)}
 	rc.Wrap(c.requests.wrap)
 	typed := rest.CopyConfig(rc)
 	typed.ContentType = runtime.ContentTypeProtobuf

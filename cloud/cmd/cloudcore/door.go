@@ -21,6 +21,7 @@ import (
 	"github.com/holdfast-edge/holdfast/common/enrollment"
 	"github.com/holdfast-edge/holdfast/common/link"
 	"github.com/holdfast-edge/holdfast/common/metrics"
+	"github.com/holdfast-edge/holdfast/common/profiling"
 )
 
 // door is the ports: the hub's, over TCP and over UDP, and the one for health and
@@ -30,6 +31,7 @@ type door struct {
 	udp            net.PacketConn // nil: no QUIC
 	strangers      *link.Strangers
 	log            *slog.Logger
+	profiling      bool
 }
 
 // Limits of the HTTP side; a link leaves HTTP when it is established.
@@ -41,7 +43,7 @@ const (
 )
 
 func openDoor(ctx context.Context, cfg config.Cloud, log *slog.Logger) (*door, error) {
-	d := &door{log: log, strangers: link.NewStrangers(0, log)}
+	d := &door{log: log, strangers: link.NewStrangers(0, log), profiling: cfg.Profiling}
 	if err := d.openPublic(ctx, cfg); err != nil {
 		return nil, fmt.Errorf("open the hub's port (listen: %s): %w", cfg.Listen, err)
 	}
@@ -137,6 +139,9 @@ func (d *door) serve(ctx context.Context, tlsConfig *tls.Config, links, joins, p
 	local := http.NewServeMux()
 	local.Handle("/healthz", health)
 	local.Handle("GET "+metrics.Path, figures)
+	if d.profiling {
+		local.Handle(profiling.Path, profiling.Handler())
+	}
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.serveOne(ctx, d.public, public, tlsConfig) })

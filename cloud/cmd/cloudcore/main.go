@@ -55,6 +55,7 @@ func run(ctx context.Context, args []string, out, logs io.Writer) error {
 		flags.PrintDefaults()
 	}
 	file := flags.String("config", config.CloudPath, "the config `file`")
+	profile := flags.Bool("profiling", false, "serve Go's profiles beside /metrics, as profiling: true in the config file does")
 	showVersion := flags.Bool("version", false, "print the version and exit")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -70,11 +71,11 @@ func run(ctx context.Context, args []string, out, logs io.Writer) error {
 	if err != nil {
 		return err
 	}
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
-		return fmt.Errorf("config file %s: logLevel %q is not debug, info, warn or error", *file, cfg.LogLevel)
+	cfg.Profiling = cfg.Profiling || *profile
+	log, err := config.NewLog(logs, cfg.LogLevel, cfg.LogFormat)
+	if err != nil {
+		return fmt.Errorf("config file %s: %w", *file, err)
 	}
-	log := slog.New(slog.NewTextHandler(logs, &slog.HandlerOptions{Level: level}))
 	klog.SetSlogLogger(log.With("from", "client-go"))
 	return serve(ctx, cfg, log)
 }
@@ -96,20 +97,25 @@ func serve(ctx context.Context, cfg config.Cloud, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	looking := newOnlookers(cfg, clients, cluster, log)
 	self, err := openIdentity(ctx, cfg, clients, log)
 	if err != nil {
 		return err
 	}
-	reports := report.New(report.Options{Client: clients.own, AsNode: clients.asNode, Hub: hubName(cfg), Log: log})
+	var nodes *hub.Hub
+	way, err := newReach(cfg, clients, self, func(ctx context.Context, node string) (link.Stream, error) { return nodes.OpenStream(ctx, node) }, cluster, log)
+	if err != nil {
+		return err
+	}
+	reports := report.New(report.Options{Client: clients.own, AsNode: clients.asNode, Hub: hubName(cfg), Endpoint: way.endpoint(), Log: log})
 	twins := device.NewWriter(device.WriterOptions{Client: clients.devices, AsNode: clients.devicesAsNode, Known: cluster, Reports: reports})
 	devices := device.NewKeeper(device.KeeperOptions{Client: clients.devices, Nodes: clients.own, Cluster: cluster, Log: log})
 	routing := route.Options{Client: clients.devices, Cluster: clients.own, AsNode: clients.asNode, Known: cluster, Reports: reports, Version: version}
 	routes := route.NewCarrier(routing)
-	var nodes *hub.Hub
 	revoked := enroll.NewRevocations(enroll.RevocationsOptions{Client: clients.own, Log: log,
 		OnRevoked: func(node string, before time.Time) { nodes.Revoke(node, before) }})
 	joins := enroll.New(enroll.Options{Client: clients.own, CA: self.CA(), TTL: cfg.NodeCertificateTTL.Duration, RenewGrace: cfg.RenewGrace.Duration, Revocations: revoked, Log: log})
-	nodes = hub.New(hub.Options{Cluster: cluster, Reports: reports, Devices: twins, Routes: routes, Certificates: joins, Admit: revoked.Admit, Log: log, Version: version})
+	nodes = hub.New(hub.Options{Cluster: cluster, Reports: reports, Devices: twins, Routes: routes, Certificates: joins, Admit: revoked.Admit, OnSession: looking.OnSession, Log: log, Version: version})
 	publish := route.NewDoor(routing, nodes, access.New(access.Options{Client: clients.own, Log: log}))
 	keeper := autonomy.New(autonomy.Options{Client: clients.own, Cluster: cluster, Log: log, Hub: hubName(cfg), Also: devices.Lead})
 	acceptor, links, err := door.accept(link.AcceptOptions{Timing: link.Timing{KeepAlive: cfg.KeepAlive.Duration, UserTimeout: cfg.LineTimeout.Duration}, Admit: revoked.Admit, Log: log}, self)
@@ -117,14 +123,16 @@ func serve(ctx context.Context, cfg config.Cloud, log *slog.Logger) error {
 		return err
 	}
 	defer acceptor.Close()
-	figures := metricsHandler(clients.requests, cluster.Synced, nodes.WriteMetrics, cluster.WriteMetrics, keeper.WriteMetrics, twins.WriteMetrics, devices.WriteMetrics, routes.WriteMetrics, publish.WriteMetrics, door.strangers.WriteMetrics)
+	figures := metricsHandler(clients.requests, cluster.Synced, nodes.WriteMetrics, cluster.WriteMetrics, keeper.WriteMetrics, twins.WriteMetrics, devices.WriteMetrics, routes.WriteMetrics, publish.WriteMetrics, door.strangers.WriteMetrics, way.writeMetrics, looking.WriteMetrics)
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return cluster.Run(ctx) })
 	group.Go(func() error { return self.Run(ctx) })
 	group.Go(func() error { return revoked.Run(ctx) })
 	group.Go(func() error { return joins.Run(ctx) })
+	group.Go(func() error { return way.run(ctx) })
 	group.Go(func() error { return keeper.Run(ctx) })
+	group.Go(func() error { return looking.run(ctx, door, nodes, self, access.New(access.Options{Client: clients.own, Log: log})) })
 	group.Go(func() error { return nodes.Serve(ctx, acceptor) })
 	group.Go(func() error { return door.serve(ctx, self.TLSConfig(), links, joins, publish, figures, cluster.Synced) })
 	group.Go(func() error {

@@ -1,0 +1,56 @@
+package report
+
+import (
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// reachable makes a status lead to the node through this hub; own are the node's own
+// addresses. While it is not known where that is, what was there stays, so that the
+// node is not lost meanwhile.
+func (w *Writer) reachable(node string, s, was *corev1.NodeStatus, own []corev1.NodeAddress) {
+	if w.endpoint == nil {
+		return
+	}
+	address, port, ok := w.endpoint(node)
+	switch {
+	case ok:
+		s.Addresses = reachedAt(address, own)
+		s.DaemonEndpoints.KubeletEndpoint.Port = port
+	case was.DaemonEndpoints.KubeletEndpoint.Port != 0:
+		s.Addresses, s.DaemonEndpoints = was.Addresses, was.DaemonEndpoints
+	}
+}
+
+// reachedAt are a node's addresses with that of the hub before its own. Names are
+// left out: whoever prefers them, as apiservers do unless they are told otherwise,
+// would look for the node itself, which cannot be reached.
+func reachedAt(hub string, own []corev1.NodeAddress) []corev1.NodeAddress {
+	out := []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: hub}}
+	for _, a := range own {
+		name := a.Type == corev1.NodeHostName || a.Type == corev1.NodeInternalDNS || a.Type == corev1.NodeExternalDNS
+		if !name && !slices.Contains(out, a) {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// ownAddresses are the node's own in what reachedAt made of them: before them there
+// is the hub's, if the status leads to a hub.
+func ownAddresses(s *corev1.NodeStatus) []corev1.NodeAddress {
+	if s.DaemonEndpoints.KubeletEndpoint.Port != 0 && len(s.Addresses) > 0 {
+		return s.Addresses[1:]
+	}
+	return s.Addresses
+}
+
+// NeedsEndpoint says that a Node does not lead to this hub although it could.
+func (w *Writer) NeedsEndpoint(n *corev1.Node) bool {
+	if w.endpoint == nil {
+		return false
+	}
+	address, port, ok := w.endpoint(n.Name)
+	return ok && (n.Status.DaemonEndpoints.KubeletEndpoint.Port != port || !slices.Equal(n.Status.Addresses, reachedAt(address, ownAddresses(&n.Status))))
+}

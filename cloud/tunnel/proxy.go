@@ -1,0 +1,251 @@
+package tunnel
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/holdfast-edge/holdfast/cloud/access"
+	"github.com/holdfast-edge/holdfast/cloud/hub"
+	"github.com/holdfast-edge/holdfast/common/link"
+)
+
+// Patience with a node and with another hub.
+const (
+	openTimeout   = 15 * time.Second // until the node has taken a stream
+	answerTimeout = time.Minute      // until it begins to answer
+	dialTimeout   = 5 * time.Second
+	bufferSize    = 32 << 10
+)
+
+// failure is an answer other than the node's.
+type failure struct {
+	code    int
+	message string
+}
+
+func (f *failure) Error() string { return f.message }
+
+func fail(code int, format string, args ...any) error {
+	return &failure{code, fmt.Sprintf(format, args...)}
+}
+
+// answer writes an error. An apiserver shows the text to its user; a client that
+// wanted to switch protocols reads a Status.
+func answer(w http.ResponseWriter, r *http.Request, err error) {
+	var f *failure
+	if !errors.As(err, &f) {
+		access.Answer(w, err)
+		return
+	}
+	if r.Header.Get("Upgrade") == "" {
+		http.Error(w, f.message, f.code)
+		return
+	}
+	b, err := json.Marshal(metav1.Status{
+		TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusFailure,
+		Message: f.message, Reason: metav1.StatusReasonServiceUnavailable, Code: int32(f.code),
+	})
+	if err != nil { // text always encodes
+		http.Error(w, f.message, f.code)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(f.code)
+	_, _ = w.Write(b) // who asked has gone
+}
+
+// notHere says that a stream was not opened because the node is not this hub's.
+func notHere(err error) bool { return errors.Is(err, hub.ErrNotConnected) }
+
+// open opens a stream to a node, in bounded time.
+func (t *Tunnel) open(ctx context.Context, node string) (link.Stream, error) {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	return t.o.Open(ctx, node)
+}
+
+// unreachable says why a request does not reach its node, and what to do. The code
+// is one whose text an apiserver passes on.
+func (t *Tunnel) unreachable(node string, at place, err error) error {
+	switch {
+	case notHere(err) && !at.silent.IsZero():
+		return fail(http.StatusBadGateway, "node %s is not connected to the cloud; it was last heard %s (%s ago). Its pods go on there: try again when it is back, or look at it there with `holdfast status`",
+			node, at.silent.UTC().Format(time.RFC3339), t.o.Now().Sub(at.silent).Round(time.Second))
+	case notHere(err):
+		return fail(http.StatusBadGateway, "node %s is not connected to the cloud at present. Its pods go on there: try again when it is back", node)
+	case errors.Is(err, link.ErrNoStream):
+		return fail(http.StatusBadGateway, "node %s takes no more requests: either %d are open there, or its edgecore is too old for logs and exec", node, link.MaxStreams)
+	case errors.Is(err, context.DeadlineExceeded):
+		return fail(http.StatusGatewayTimeout, "node %s did not take the request within %s: its line is very slow, or has just been cut", node, openTimeout)
+	}
+	return fail(http.StatusBadGateway, "%v", err)
+}
+
+// broken is how a request ends whose stream ended before its answer began.
+func (t *Tunnel) broken(node string, err error) error {
+	var timeout net.Error
+	switch {
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return fail(http.StatusGatewayTimeout, "node %s took the request and did not begin to answer within %s", node, answerTimeout)
+	case errors.Is(err, link.ErrClosed) || errors.Is(err, link.ErrSilent):
+		return fail(http.StatusBadGateway, "the line to node %s was cut before it answered (%v)", node, err)
+	}
+	return fail(http.StatusBadGateway, "node %s did not answer: %v", node, err)
+}
+
+type streamKey struct{}
+type targetKey struct{}
+
+func withStream(ctx context.Context, s link.Stream) context.Context {
+	return context.WithValue(ctx, streamKey{}, s)
+}
+
+func withTarget(ctx context.Context, to netip.AddrPort) context.Context {
+	return context.WithValue(ctx, targetKey{}, to)
+}
+
+// proxy passes requests on, unchanged but for the hop.
+func (t *Tunnel) proxy(over http.RoundTripper) http.Handler {
+	return &httputil.ReverseProxy{
+		Rewrite: func(p *httputil.ProxyRequest) {
+			p.Out.URL.Scheme, p.Out.URL.Host = "http", nodeOf(p.In.Context())
+			if to, ok := p.In.Context().Value(targetKey{}).(netip.AddrPort); ok {
+				p.Out.URL.Scheme, p.Out.URL.Host = "https", to.String()
+			}
+			p.Out.Host = p.Out.URL.Host
+			p.Out.URL.RawQuery = p.In.URL.RawQuery
+		},
+		Transport: over, FlushInterval: -1, BufferPool: buffers,
+		ModifyResponse: func(r *http.Response) error {
+			if r.StatusCode == http.StatusOK && strings.HasPrefix(r.Request.URL.Path, "/containerLogs/") {
+				r.Body = &endedLog{ReadCloser: r.Body, node: nodeOf(r.Request.Context()), now: t.o.Now}
+			}
+			return nil
+		},
+		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
+			answer(w, r, t.broken(nodeOf(r.Context()), err))
+		},
+		ErrorLog: t.quiet(),
+	}
+}
+
+// endedLog says in a log why it ends when the line breaks: kubectl would only stop.
+type endedLog struct {
+	io.ReadCloser
+	node string
+	now  func() time.Time
+	last *bytes.Reader // what is said at the end; nil: not ended
+	err  error
+}
+
+func (l *endedLog) Read(b []byte) (int, error) {
+	if l.last == nil {
+		n, err := l.ReadCloser.Read(b)
+		if err == nil || errors.Is(err, io.EOF) || errors.Is(err, context.Canceled) {
+			return n, err
+		}
+		l.err = err
+		l.last = bytes.NewReader(fmt.Appendf(nil, "\nholdfast: this log ends here: the line to node %s was cut at %s (%v). The container goes on; ask again when the node is back.\n",
+			l.node, l.now().UTC().Format(time.RFC3339), err))
+		if n > 0 {
+			return n, nil
+		}
+	}
+	if n, err := l.last.Read(b); err == nil {
+		return n, nil
+	}
+	return 0, l.err
+}
+
+// pool lends buffers for copying.
+type pool struct{ sync.Pool }
+
+func (p *pool) Get() []byte  { return *p.Pool.Get().(*[]byte) }
+func (p *pool) Put(b []byte) { p.Pool.Put(&b) }
+
+var buffers = &pool{sync.Pool{New: func() any { b := make([]byte, bufferSize); return &b }}}
+
+// NewTransport speaks HTTP with nodes in streams that open opens: a URL's host is the
+// node's name. Each request has a stream of its own, which ends with it.
+func NewTransport(open func(ctx context.Context, node string) (link.Stream, error)) http.RoundTripper {
+	return &http.Transport{
+		DisableKeepAlives: true, DisableCompression: true,
+		ResponseHeaderTimeout: answerTimeout, MaxResponseHeaderBytes: maxHeader,
+		WriteBufferSize: bufferSize, ReadBufferSize: bufferSize,
+		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
+			if s, ok := ctx.Value(streamKey{}).(link.Stream); ok {
+				return streamConn{s}, nil
+			}
+			node, _, err := net.SplitHostPort(address)
+			if err != nil {
+				return nil, err
+			}
+			ctx, cancel := context.WithTimeout(ctx, openTimeout)
+			defer cancel()
+			s, err := open(ctx, node)
+			if err != nil {
+				return nil, err
+			}
+			return streamConn{s}, nil
+		},
+	}
+}
+
+// streamConn makes a net.Conn of a stream.
+type streamConn struct{ link.Stream }
+
+func (streamConn) LocalAddr() net.Addr  { return streamAddr{} }
+func (streamConn) RemoteAddr() net.Addr { return streamAddr{} }
+
+type streamAddr struct{}
+
+func (streamAddr) Network() string { return "stream" }
+func (streamAddr) String() string  { return "a node's line" }
+
+// hubs speaks with other hubs.
+func (t *Tunnel) hubs() http.RoundTripper {
+	return &http.Transport{
+		DisableKeepAlives: true, DisableCompression: true,
+		ResponseHeaderTimeout: answerTimeout + openTimeout, MaxResponseHeaderBytes: maxHeader,
+		WriteBufferSize: bufferSize, ReadBufferSize: bufferSize,
+		DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
+		TLSHandshakeTimeout: dialTimeout,
+		TLSClientConfig: &tls.Config{
+			MinVersion: tls.VersionTLS13, RootCAs: t.o.Peers.CA, ServerName: t.o.Peers.Name, NextProtos: []string{"http/1.1"},
+			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+				if t.o.Peers.Client == nil {
+					return new(tls.Certificate), nil
+				}
+				return t.o.Peers.Client(), nil
+			},
+		},
+	}
+}
+
+// isHub says whether another hub of the cluster sent a request.
+func (t *Tunnel) isHub(r *http.Request) bool {
+	if t.o.Peers.CA == nil || r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+		return false
+	}
+	leaf := r.TLS.PeerCertificates[0]
+	if leaf.Subject.CommonName != t.o.Peers.ClientName {
+		return false
+	}
+	_, err := leaf.Verify(x509.VerifyOptions{Roots: t.o.Peers.CA, CurrentTime: t.o.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	return err == nil
+}
