@@ -48,14 +48,7 @@ const (
 
 // Token returns the pod's token for that audience.
 func (t *Tokens) Token(ctx context.Context, p *corev1.Pod, want *corev1.ServiceAccountTokenProjection) (string, error) {
-	account := p.Spec.ServiceAccountName
-	if account == "" {
-		account = "default"
-	}
-	life := int64(defaultTokenLife)
-	if want.ExpirationSeconds != nil {
-		life = *want.ExpirationSeconds
-	}
+	account, life := wished(p, want)
 	have, err := t.stored(ctx, p, account, want.Audience, life)
 	if err != nil {
 		return "", err
