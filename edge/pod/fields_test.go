@@ -75,6 +75,13 @@ func TestUnsupportedFieldsAreNamed(t *testing.T) {
 	if got := list(notices); !strings.Contains(got, "spec.setHostnameAsFQDN") || len(notices) != 1 {
 		t.Errorf("told: %q, want setHostnameAsFQDN alone", got)
 	}
+	// What somebody adds in order to look into a pod does not stop it.
+	p.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "shell",
+		Env: []corev1.EnvVar{{Name: "A", ValueFrom: &corev1.EnvVarSource{FileKeyRef: &corev1.FileKeySelector{}}}}}}}
+	if refusals, notices = judgeSpec(&p.Spec, fieldClasses()); len(refusals) != 2 || len(notices) != 2 ||
+		!strings.Contains(list(notices), "spec.ephemeralContainers[shell].env[A].valueFrom.fileKeyRef") {
+		t.Errorf("refused: %q, told: %q; want the ephemeral container's field told", list(refusals), list(notices))
+	}
 	p.Spec.HostUsers = &no
 	if refusals, _ = judgeSpec(&p.Spec, fieldClasses()); len(refusals) != 3 {
 		t.Errorf("refused: %q, want hostUsers among them", list(refusals))

@@ -62,6 +62,11 @@ func refers(p *corev1.Pod, c store.Change) bool {
 			}
 		}
 	}
+	for i := range p.Spec.EphemeralContainers {
+		if envRefers((*corev1.Container)(&p.Spec.EphemeralContainers[i].EphemeralContainerCommon), secret, c.Name) {
+			return true
+		}
+	}
 	return false
 }
 

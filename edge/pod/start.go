@@ -23,6 +23,9 @@ type start struct {
 	sandbox uint32 // its attempt
 	ips     []string
 	at      placement
+	target  string // id of the container whose processes an ephemeral one shares; "" for none
+	astray  error  // there is no such container
+	ledger  *ledger
 	record  record // as it is to be when the container has started
 	created string // id, once made
 	running bool
@@ -30,7 +33,8 @@ type start struct {
 
 // prepareStart copies what the attempt needs.
 func (w *worker) prepareStart(a plan.Action) func(context.Context) outcome {
-	s := &start{m: w.m, uid: w.uid, pod: w.pod, c: named(w.pod, a.Name), a: a, ips: w.podIPs(), record: w.record.clone()}
+	s := &start{m: w.m, uid: w.uid, pod: w.pod, c: specOf(w.pod, a.Name), a: a, ips: w.podIPs(), record: w.record.clone(), ledger: &w.ledger}
+	s.target, s.astray = w.target(a.Name)
 	for i := range w.seen.Sandboxes {
 		if w.seen.Sandboxes[i].ID == a.SandboxID {
 			s.sandbox = w.seen.Sandboxes[i].Attempt
@@ -97,12 +101,8 @@ func (s *start) launch(ctx context.Context, image string) error {
 	if err != nil {
 		return s.failed("CreateContainerConfigError", err)
 	}
-	state, err := s.record.marshal()
-	if err != nil {
-		return err
-	}
 	stored := make(chan error, 1)
-	go func() { stored <- s.m.o.Store.SetPodState(ctx, s.uid, state) }()
+	go func() { stored <- s.ledger.write(ctx, s.m.o.Store, s.uid, s.c.Name, &s.record) }()
 	s.created, err = s.m.o.Runtime.CreateContainer(ctx, spec)
 	if errStore := <-stored; err == nil && errStore != nil {
 		return errStore
@@ -144,6 +144,9 @@ func (s *start) image(ctx context.Context) (string, error) {
 
 // spec is the container in the runtime's words.
 func (s *start) spec(ctx context.Context, image string) (runtime.ContainerSpec, error) {
+	if s.astray != nil {
+		return runtime.ContainerSpec{}, s.astray
+	}
 	vars, err := environment(ctx, s.m.o.Store, s.pod, s.c, s.at)
 	if err != nil {
 		return runtime.ContainerSpec{}, err
@@ -152,7 +155,7 @@ func (s *start) spec(ctx context.Context, image string) (runtime.ContainerSpec, 
 	spec := runtime.ContainerSpec{
 		Pod: s.pod, Container: s.c, Attempt: s.a.Attempt, SandboxID: s.a.SandboxID, Sandbox: s.m.sandboxSpec(s.pod, s.sandbox),
 		ImageRef: image, Command: expandAll(s.c.Command, vars), Args: expandAll(s.c.Args, vars),
-		TerminationLog: runtime.TerminationLogPath(s.m.dir(s.uid), s.c.Name, s.a.Attempt),
+		TerminationLog: runtime.TerminationLogPath(s.m.dir(s.uid), s.c.Name, s.a.Attempt), PIDTarget: s.target,
 	}
 	for _, v := range vars {
 		spec.Envs = append(spec.Envs, runtime.Env{Name: v.name, Value: v.value})
@@ -176,6 +179,8 @@ func (w *worker) landed(s *start, crash plan.Crash, err error) {
 		w.record.Memory.Attempts[s.a.Name] = s.a.Attempt + 1
 		w.record.Memory.Crashes[s.a.Name] = crash
 		delete(w.record.Memory.Exits, s.a.Name)
+	} else {
+		w.ledger.failed(s.a.Name)
 	}
 	if err == nil {
 		delete(w.hold, s.a.Name)

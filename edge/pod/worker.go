@@ -56,6 +56,7 @@ type worker struct {
 	stopped   map[string]bool
 	exits     map[string]time.Duration // when an exit was noticed, by container id
 	flights   map[int]*flight
+	ledger    ledger
 	nextID    int
 	hold      map[string]held
 	unhealthy map[string]plan.Unhealthy
@@ -487,6 +488,12 @@ func (w *worker) save(ctx context.Context) error {
 
 // conclude remembers how the pod ended; only what is remembered is acted upon.
 func (w *worker) conclude(ctx context.Context, a plan.Action) {
+	// An ephemeral container may still be on its way: nobody will look into this pod any more.
+	for _, f := range w.flights {
+		if f.action.Verb == plan.StartContainer {
+			f.cancel()
+		}
+	}
 	before := w.record.Memory.Outcome
 	w.record.Memory.Outcome = a.Outcome
 	if err := w.save(ctx); err != nil {

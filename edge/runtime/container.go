@@ -48,7 +48,7 @@ type ContainerSpec struct {
 	// TerminationLog names the file on the node that takes this attempt's termination message; CreateContainer creates it
 	// and mounts it at the container's terminationMessagePath. "" mounts none.
 	TerminationLog string
-	// PIDTarget is the ID of the container whose PID namespace is joined; "" is the pod's own choice.
+	// PIDTarget is the ID of the container whose PID namespace is joined where each container has its own; "" joins none.
 	PIDTarget string
 }
 
@@ -175,7 +175,7 @@ func (r *Runtime) containerConfig(ctx context.Context, spec ContainerSpec) (*cri
 	if err != nil {
 		return nil, err
 	}
-	if spec.PIDTarget != "" {
+	if spec.PIDTarget != "" && sec.NamespaceOptions.Pid == cri.NamespaceMode_CONTAINER {
 		sec.NamespaceOptions.Pid, sec.NamespaceOptions.TargetId = cri.NamespaceMode_TARGET, spec.PIDTarget
 	}
 	mounts, err := containerMounts(spec)

@@ -92,11 +92,18 @@ func groups(sc *corev1.PodSecurityContext) ([]int64, cri.SupplementalGroupsPolic
 }
 
 func anyPrivileged(pod *corev1.Pod) bool {
+	privileged := func(sc *corev1.SecurityContext) bool { return sc != nil && truth(sc.Privileged) }
 	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
 		for i := range list {
-			if sc := list[i].SecurityContext; sc != nil && sc.Privileged != nil && *sc.Privileged {
+			if privileged(list[i].SecurityContext) {
 				return true
 			}
+		}
+	}
+	// The sandbox is there already; it is named with each container, and containerd compares the two.
+	for i := range pod.Spec.EphemeralContainers {
+		if privileged(pod.Spec.EphemeralContainers[i].SecurityContext) {
+			return true
 		}
 	}
 	return false

@@ -92,6 +92,9 @@ func Of(in Input) corev1.PodStatus {
 	for i := range in.Pod.Spec.Containers {
 		s.ContainerStatuses = append(s.ContainerStatuses, container(in, &in.Pod.Spec.Containers[i], false))
 	}
+	for i := range in.Pod.Spec.EphemeralContainers {
+		s.EphemeralContainerStatuses = append(s.EphemeralContainerStatuses, ephemeral(in, &in.Pod.Spec.EphemeralContainers[i]))
+	}
 	s.Phase = phase(in, &s)
 	if r := in.Refused; r != nil && s.Phase == corev1.PodPending {
 		s.Reason, s.Message = r.Reason, r.Message

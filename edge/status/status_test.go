@@ -103,6 +103,51 @@ func TestTransitionTimeMovesOnlyWithTheStatus(t *testing.T) {
 	}
 }
 
+// TestEphemeralContainersCountForNothing: they are shown, and neither the phase nor readiness hangs on them.
+func TestEphemeralContainersCountForNothing(t *testing.T) {
+	shell := func(state plan.State, code int32) Container {
+		return Container{ID: "e", Name: "shell", SandboxID: "s", State: state, ExitCode: code, Started: time.Unix(1000, 0)}
+	}
+	ran := plan.Memory{Attempts: map[string]uint32{"shell": 1}}
+	for name, test := range map[string]struct {
+		in   Input
+		want string // of the state
+		exit int32
+	}{
+		"its image comes": {Input{}, "ContainerCreating", -1},
+		"it has no image": {Input{Waiting: map[string]Waiting{"shell": {"ImagePullBackOff", ""}}}, "ImagePullBackOff", -1},
+		"being started":   {Input{Containers: []Container{shell(plan.Created, 0)}}, "ContainerCreating", -1},
+		"runs":            {Input{Containers: []Container{shell(plan.Running, 0)}, Memory: ran}, "", -1},
+		"ended":           {Input{Containers: []Container{shell(plan.Exited, 2)}, Memory: ran}, "", 2},
+		"forgotten":       {Input{Memory: ran, Last: map[string]corev1.ContainerStateTerminated{"shell": {ExitCode: 4}}}, "", 4},
+		"lost":            {Input{Memory: ran}, "", plan.LostCode},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := test.in
+			in.Pod, in.SandboxID, in.Initialized, in.Now = web(), "s", true, time.Unix(5000, 0)
+			in.Containers = append(in.Containers, running("a", 0))
+			in.Started, in.Ready = map[string]bool{"a": true}, map[string]bool{"a": true}
+			plain := Of(in)
+			in.Pod.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "shell", Image: "shell:1"}}}
+			s := Of(in)
+			c := s.EphemeralContainerStatuses[0]
+			if got := c.State.Waiting; (got != nil) != (test.want != "") || got != nil && got.Reason != test.want {
+				t.Errorf("waiting: %v, want %q", got, test.want)
+			}
+			if got := code(c.State.Terminated); got != test.exit {
+				t.Errorf("terminated with %d, want %d", got, test.exit)
+			}
+			if c.Ready || c.RestartCount != 0 || c.Image != "shell:1" {
+				t.Errorf("status %v, want it unready, never restarted", c)
+			}
+			s.EphemeralContainerStatuses = nil
+			if !Equal(&s, &plain) {
+				t.Errorf("the rest of the status is %v, want it as without the container: %v", s, plain)
+			}
+		})
+	}
+}
+
 func TestInitContainersHoldThePodBack(t *testing.T) {
 	p := web()
 	always := corev1.ContainerRestartPolicyAlways

@@ -196,11 +196,18 @@ func decodePod(r objectRow, pod *corev1.Pod) error {
 	if string(pod.UID) != r.UID || pod.Namespace != r.Namespace || pod.Name != r.Name {
 		return fmt.Errorf("stored pod %s/%s (uid %s) calls itself %q/%q (uid %q)", r.Namespace, r.Name, r.UID, pod.Namespace, pod.Name, pod.UID)
 	}
+	var names []string
 	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
 		for i := range list {
-			if name := list[i].Name; name == ".." || strings.ContainsAny(name, "/\x00") {
-				return fmt.Errorf("stored pod %s/%s (uid %s) has a container named %q", r.Namespace, r.Name, r.UID, name)
-			}
+			names = append(names, list[i].Name)
+		}
+	}
+	for i := range pod.Spec.EphemeralContainers {
+		names = append(names, pod.Spec.EphemeralContainers[i].Name)
+	}
+	for _, name := range names {
+		if name == ".." || strings.ContainsAny(name, "/\x00") {
+			return fmt.Errorf("stored pod %s/%s (uid %s) has a container named %q", r.Namespace, r.Name, r.UID, name)
 		}
 	}
 	return nil
