@@ -10,6 +10,10 @@ import (
 	"github.com/holdfast-edge/holdfast/edge/runtime"
 )
 
+// OfflineReady is True when the node would come back from a reboot without the cloud, all
+// its pods with it; edge/outage judges that. Schedulers know nothing of it.
+const OfflineReady corev1.NodeConditionType = "OfflineReady"
+
 // pressureEnds is how long a shortage must be over before it is said to be: the
 // scheduler should not be called back and forth.
 const pressureEnds = 5 * time.Minute
@@ -23,6 +27,13 @@ type seen struct {
 	threadsMax int64
 	disk       disk
 	diskErr    error
+	outage     outage
+}
+
+// outage is what Options.Outage said.
+type outage struct {
+	ready, known    bool
+	reason, message string
 }
 
 // conditions turns looks at the machine into node conditions; it remembers since
@@ -41,19 +52,26 @@ func newConditions(m machine, before []corev1.NodeCondition) *conditions {
 	return c
 }
 
-// judge returns the conditions in a fixed order. Their heartbeat is now, the time
+// judge returns the conditions in a fixed order, Ready last. Their heartbeat is now, the time
 // of their last transition that of the last change of the status.
 func (c *conditions) judge(s seen, now time.Time) []corev1.NodeCondition {
 	d, m := s.disk, c.machine
-	return []corev1.NodeCondition{
+	judged := []corev1.NodeCondition{
 		c.pressure(corev1.NodeMemoryPressure, s.available < m.memoryReserve(), now,
 			"MemoryShort", fmt.Sprintf("less than %d MiB of memory are available", m.memoryReserve()>>20), "MemoryAvailable", "the node has enough memory"),
 		c.pressure(corev1.NodeDiskPressure, s.diskErr == nil && (d.free < d.reserve() || d.inodes > 0 && d.inodesFree < d.inodes/20), now,
 			"DiskShort", fmt.Sprintf("the data directory's file system has less than %d MiB or a twentieth of its inodes left", d.reserve()>>20), "DiskAvailable", "the node has enough disk"),
 		c.pressure(corev1.NodePIDPressure, s.threadsMax > 0 && s.threads > s.threadsMax-s.threadsMax/10, now,
 			"ProcessIDsShort", "less than a tenth of the process ids is left", "ProcessIDsAvailable", "the node has enough process ids"),
-		c.ready(s, now),
 	}
+	before, hadBefore := c.current[OfflineReady]
+	switch {
+	case s.outage.known:
+		judged = append(judged, c.set(OfflineReady, s.outage.ready, s.outage.reason, s.outage.message, now))
+	case hadBefore: // of an edgecore that has just started: what it was told last holds until it has looked
+		judged = append(judged, c.set(OfflineReady, before.Status == corev1.ConditionTrue, before.Reason, before.Message, now))
+	}
+	return append(judged, c.ready(s, now))
 }
 
 func (c *conditions) ready(s seen, now time.Time) corev1.NodeCondition {

@@ -50,8 +50,11 @@ type Options struct {
 	Runtime   func(context.Context) (runtime.Info, error)
 	Line      func() (connected bool, since time.Time) // nil: never connected
 	LineEvent func() <-chan struct{}                   // closed when Line may say something else
-	Log       *slog.Logger
-	Root      string // where /proc and /etc are; empty: /
+	// Outage is what the condition OfflineReady says; known: it says something already.
+	// nil: there is no such condition. Wake makes a change known at once.
+	Outage func() (ready bool, reason, message string, known bool)
+	Log    *slog.Logger
+	Root   string // where /proc and /etc are; empty: /
 }
 
 // Node watches this machine.
@@ -244,6 +247,9 @@ func (n *Node) look(ctx context.Context, force bool) error {
 	n.addresses.resolve(ctx)
 
 	before, hadBefore := n.conditions.current[corev1.NodeReady]
+	if n.o.Outage != nil {
+		s.outage.ready, s.outage.reason, s.outage.message, s.outage.known = n.o.Outage()
+	}
 	judged := n.conditions.judge(s, now)
 	ready := judged[len(judged)-1]
 	n.mu.Lock()

@@ -402,3 +402,52 @@ func TestBadTaintIsNamed(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
+
+func TestOfflineReadyIsReportedOnceKnownAndOutlivesARestart(t *testing.T) {
+	r := newRig(t)
+	var mu sync.Mutex
+	var said outage
+	say := func(o outage) {
+		mu.Lock()
+		defer mu.Unlock()
+		said = o
+	}
+	r.options.Outage = func() (bool, string, string, bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		return said.ready, said.reason, said.message, said.known
+	}
+	r.start(t)
+	node, id := r.report(t, 0)
+	if c := condition(node, OfflineReady); c.Type != "" {
+		t.Errorf("before anybody has looked: %+v", c)
+	}
+	say(outage{ready: true, known: true, reason: "AllChecksPassed", message: "good"})
+	node, id = r.report(t, id)
+	first := condition(node, OfflineReady)
+	if first.Status != "True" || first.Reason != "AllChecksPassed" || first.Message != "good" {
+		t.Errorf("a node that is ready: %+v", first)
+	}
+	for i := range 5 { // other words are no news
+		say(outage{ready: true, known: true, reason: "AllChecksPassed", message: fmt.Sprint("words ", i)})
+	}
+	say(outage{known: true, reason: "ImageMissing", message: "image x"})
+	node, _ = r.report(t, id)
+	if c := condition(node, OfflineReady); c.Status != "False" || c.Reason != "ImageMissing" || c.Message != "image x" {
+		t.Errorf("a node that is not: %+v", c)
+	}
+	if last := node.Status.Conditions[len(node.Status.Conditions)-1]; last.Type != corev1.NodeReady {
+		t.Errorf("the last condition is %s", last.Type)
+	}
+
+	say(outage{}) // an edgecore that has just started
+	after, err := New(r.options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range after.conditions.judge(seen{}, time.Now()) {
+		if c.Type == OfflineReady && (c.Status != "False" || c.Reason != "ImageMissing") {
+			t.Errorf("after a restart: %+v", c)
+		}
+	}
+}
