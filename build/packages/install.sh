@@ -5,7 +5,7 @@ set -euo pipefail
 
 packages=(
   containerd runc containernetworking-plugins iptables iproute2 procps util-linux
-  busybox-static mosquitto mosquitto-clients
+  busybox-static mosquitto mosquitto-clients chromium
   gcc libc6-dev
   gcc-aarch64-linux-gnu libc6-dev-arm64-cross
   gcc-arm-linux-gnueabihf libc6-dev-armhf-cross

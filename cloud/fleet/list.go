@@ -3,6 +3,7 @@ package fleet
 import (
 	"cmp"
 	"fmt"
+	"io"
 	"net/url"
 	"slices"
 	"strconv"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/holdfast-edge/holdfast/cloud/hub"
 	"github.com/holdfast-edge/holdfast/common/fleet"
+	"github.com/holdfast-edge/holdfast/common/metrics"
 )
 
 // Query says which nodes are asked for, and in which order.
@@ -322,4 +324,18 @@ func (f *Fleet) describeLine(n *fleet.Node, one *row, infos map[string]hub.NodeI
 	moved := since(info.Traffic, one.r.base)
 	n.BytesToday.Down += moved.Sent
 	n.BytesToday.Up += moved.Received
+}
+
+// WriteMetrics writes how many nodes there are.
+func (f *Fleet) WriteMetrics(w io.Writer) {
+	var counts fleet.Counts
+	f.mu.Lock()
+	for _, r := range f.records {
+		count(&counts, r, f.presently(r))
+	}
+	f.mu.Unlock()
+	for line, n := range map[string]int{"here": counts.Here, "elsewhere": counts.Connected - counts.Here, "offline": counts.Offline} {
+		metrics.WriteGaugeUint64(w, fmt.Sprintf(`holdfast_hub_fleet_nodes{line=%q}`, line), uint64(n))
+	}
+	metrics.WriteGaugeUint64(w, "holdfast_hub_fleet_nodes_not_offline_ready", uint64(counts.NotOfflineReady))
 }

@@ -1,5 +1,5 @@
-// Package unixsocket makes the sockets by which programs on a node reach edgecore.
-// common/localstatus, edge/dmi and edgecore itself use it; what is spoken there is
+// Package unixsocket makes the sockets by which programs on a machine reach edgecore
+// or cloudcore. common/localstatus, edge/dmi and the two themselves use it; what is spoken there is
 // theirs.
 package unixsocket
 
@@ -21,7 +21,7 @@ func Listen(path string, mode fs.FileMode) (net.Listener, error) {
 	}
 	if conn, err := net.Dial("unix", path); err == nil {
 		conn.Close()
-		return nil, errors.New("another edgecore answers there already: stop it, or give this one a place of its own")
+		return nil, errors.New("another edgecore or cloudcore answers there already: stop it, or give this one a place of its own")
 	}
 	temp := fmt.Sprintf("%s.%d", path, os.Getpid())
 	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -132,7 +132,9 @@ func serve(ctx context.Context, cfg config.Cloud, log *slog.Logger) error {
 	group.Go(func() error { return joins.Run(ctx) })
 	group.Go(func() error { return way.run(ctx) })
 	group.Go(func() error { return keeper.Run(ctx) })
-	group.Go(func() error { return looking.run(ctx, door, nodes, self, access.New(access.Options{Client: clients.own, Log: log})) })
+	group.Go(func() error {
+		return looking.run(ctx, door, nodes, self, access.New(access.Options{Client: clients.own, Log: log}))
+	})
 	group.Go(func() error { return nodes.Serve(ctx, acceptor) })
 	group.Go(func() error { return door.serve(ctx, self.TLSConfig(), links, joins, publish, figures, cluster.Synced) })
 	group.Go(func() error {
