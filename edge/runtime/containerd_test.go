@@ -86,6 +86,7 @@ func TestContainerd(t *testing.T) {
 	t.Run("RotationLosesNoLine", n.rotation)
 	t.Run("Pull", n.pull)
 	t.Run("ImagesArePinned", n.pin)
+	t.Run("UsageIsPlausibleAndGrows", n.usage)
 	// Last, because it kills containerd under everything else.
 	t.Run("ContainersOutliveContainerd", n.containerdKilled)
 }
