@@ -40,8 +40,9 @@ type Reports interface {
 	Write(ctx context.Context, node string, epoch report.Epoch, r *wire.Report) (*wire.ReportResult, error)
 	Token(ctx context.Context, node string, ask *wire.TokenAsk) *wire.TokenAnswer
 	RestoreNode(ctx context.Context, node string, epoch report.Epoch) error
-	// NeedsEndpoint says that a Node must be made to lead to this hub: RestoreNode does.
-	NeedsEndpoint(n *corev1.Node) bool
+	// NeedsEndpoint says whether a Node must be made to lead to this hub, which
+	// RestoreNode does; known is false while it cannot be said.
+	NeedsEndpoint(n *corev1.Node) (needs, known bool)
 	RestoreReady(ctx context.Context, node string, epoch report.Epoch, pod *corev1.Pod) error
 }
 

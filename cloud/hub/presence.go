@@ -191,9 +191,13 @@ func (s *session) startRestore() {
 	if n == nil {
 		return
 	}
-	if report.NeedsConditions(n) || s.hub.reports.NeedsEndpoint(n) {
+	needs, known := s.hub.reports.NeedsEndpoint(n)
+	if report.NeedsConditions(n) || needs {
 		s.restoreNode(n)
 		return
+	}
+	if !known {
+		s.lookAgain()
 	}
 	r.unknown = time.Time{}
 	if report.NodeReady(n) && s.delivery.Settled() {

@@ -114,7 +114,7 @@ func (r *fakeReports) Claim(ctx context.Context, node, _ string) (report.Epoch, 
 }
 func (r *fakeReports) Renew(context.Context, string, report.Epoch) error       { return nil }
 func (r *fakeReports) RestoreNode(context.Context, string, report.Epoch) error { return nil }
-func (r *fakeReports) NeedsEndpoint(*corev1.Node) bool                         { return false }
+func (r *fakeReports) NeedsEndpoint(*corev1.Node) (needs, known bool)          { return false, true }
 
 func (r *fakeReports) RestoreReady(context.Context, string, report.Epoch, *corev1.Pod) error {
 	return nil

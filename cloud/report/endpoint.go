@@ -46,11 +46,15 @@ func ownAddresses(s *corev1.NodeStatus) []corev1.NodeAddress {
 	return s.Addresses
 }
 
-// NeedsEndpoint says that a Node does not lead to this hub although it could.
-func (w *Writer) NeedsEndpoint(n *corev1.Node) bool {
+// NeedsEndpoint says whether a Node does not lead to this hub although it could; known
+// is false while it cannot be said.
+func (w *Writer) NeedsEndpoint(n *corev1.Node) (needs, known bool) {
 	if w.endpoint == nil {
-		return false
+		return false, true
 	}
 	address, port, ok := w.endpoint(n.Name)
-	return ok && (n.Status.DaemonEndpoints.KubeletEndpoint.Port != port || !slices.Equal(n.Status.Addresses, reachedAt(address, ownAddresses(&n.Status))))
+	if !ok {
+		return false, false
+	}
+	return n.Status.DaemonEndpoints.KubeletEndpoint.Port != port || !slices.Equal(n.Status.Addresses, reachedAt(address, ownAddresses(&n.Status))), true
 }

@@ -281,7 +281,8 @@ func (w *Writer) RestoreNode(ctx context.Context, name string, epoch Epoch) erro
 			if err != nil {
 				return fmt.Errorf("read node %s: %w", name, err)
 			}
-			conditions, endpoint := NeedsConditions(n), w.NeedsEndpoint(n)
+			conditions := NeedsConditions(n)
+			endpoint, _ := w.NeedsEndpoint(n)
 			said, err := keptConditions(n)
 			if err != nil || !conditions && !endpoint {
 				return err

@@ -1,10 +1,69 @@
 package tunnel
 
 import (
+	"context"
 	"net/netip"
 	"sync"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/holdfast-edge/holdfast/cloud/roster"
 )
+
+// Bounds of the reading of all Nodes.
+const (
+	pageSize  = 500
+	listWait  = time.Second
+	listLimit = 30 * time.Second // of one page
+)
+
+// list reads which edge nodes there are, until it has succeeded once: what follows the
+// cluster tells of changes alone. What a change has told meanwhile is newer.
+func (t *Tunnel) list(ctx context.Context) {
+	if t.o.WaitSynced(ctx) != nil {
+		return
+	}
+	for told := false; ; told = true {
+		err := t.listAll(ctx)
+		if err == nil {
+			t.known.Store(true)
+			return
+		}
+		if !told && ctx.Err() == nil {
+			t.o.Log.Warn("the nodes cannot be listed yet: they get their ports when that is done", "err", err)
+		}
+		select {
+		case <-time.After(listWait):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (t *Tunnel) listAll(ctx context.Context) error {
+	o := metav1.ListOptions{LabelSelector: roster.LabelEdge, Limit: pageSize}
+	for {
+		page, err := func() (*corev1.NodeList, error) {
+			ctx, cancel := context.WithTimeout(ctx, listLimit)
+			defer cancel()
+			return t.o.Client.CoreV1().Nodes().List(ctx, o)
+		}()
+		if err != nil {
+			return err
+		}
+		for i := range page.Items {
+			at := placeOf(&page.Items[i])
+			if t.nodes.learnFirst(page.Items[i].Name, at) {
+				t.settle(page.Items[i].Name, at)
+			}
+		}
+		if o.Continue = page.Continue; o.Continue == "" {
+			return nil
+		}
+	}
+}
 
 // directory is where the Nodes of the cluster say that they are reached. It costs a
 // hub some hundred bytes a node.
@@ -25,6 +84,17 @@ func (d *directory) of(node string) (place, bool) {
 	defer d.mu.Unlock()
 	at, ok := d.all[node]
 	return at, ok
+}
+
+// learnFirst is learn, unless the node is known; it says whether it was not.
+func (d *directory) learnFirst(node string, at place) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, ok := d.all[node]; ok {
+		return false
+	}
+	d.all[node] = at
+	return true
 }
 
 func (d *directory) learn(node string, at place) {

@@ -80,7 +80,7 @@ func (t *Tunnel) open(ctx context.Context, node string) (link.Stream, error) {
 }
 
 // unreachable says why a request does not reach its node, and what to do. The code
-// is one whose text an apiserver passes on.
+// is always the one whose text an apiserver passes on; of a 503 or 504 it keeps none.
 func (t *Tunnel) unreachable(node string, at place, err error) error {
 	switch {
 	case notHere(err) && !at.silent.IsZero():
@@ -91,7 +91,7 @@ func (t *Tunnel) unreachable(node string, at place, err error) error {
 	case errors.Is(err, link.ErrNoStream):
 		return fail(http.StatusBadGateway, "node %s takes no more requests: either %d are open there, or its edgecore is too old for logs and exec", node, link.MaxStreams)
 	case errors.Is(err, context.DeadlineExceeded):
-		return fail(http.StatusGatewayTimeout, "node %s did not take the request within %s: its line is very slow, or has just been cut", node, openTimeout)
+		return fail(http.StatusBadGateway, "node %s did not take the request within %s: its line is very slow, or has just been cut", node, openTimeout)
 	}
 	return fail(http.StatusBadGateway, "%v", err)
 }
@@ -101,7 +101,7 @@ func (t *Tunnel) broken(node string, err error) error {
 	var timeout net.Error
 	switch {
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return fail(http.StatusGatewayTimeout, "node %s took the request and did not begin to answer within %s", node, answerTimeout)
+		return fail(http.StatusBadGateway, "node %s took the request and did not begin to answer within %s", node, answerTimeout)
 	case errors.Is(err, link.ErrClosed) || errors.Is(err, link.ErrSilent):
 		return fail(http.StatusBadGateway, "the line to node %s was cut before it answered (%v)", node, err)
 	}

@@ -13,11 +13,13 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
 
 	"github.com/holdfast-edge/holdfast/common/link"
 )
@@ -45,9 +47,9 @@ type Options struct {
 	// Open opens a stream to a node (hub.OpenStream).
 	Open   func(ctx context.Context, node string) (link.Stream, error)
 	Access Access
-	// Synced says that every Node was seen: no port is given before, because it could
-	// be another node's.
-	Synced func() bool
+	Client kubernetes.Interface // reads which Nodes there are
+	// WaitSynced waits until OnNode misses nothing any more.
+	WaitSynced func(context.Context) error
 	// Serving is the certificate of the ports.
 	Serving func() *tls.Certificate
 	// Peers is how hubs know one another.
@@ -70,6 +72,7 @@ type Tunnel struct {
 	o       Options
 	ports   *ports
 	nodes   directory
+	known   atomic.Bool  // every Node has been seen
 	near    http.Handler // to a node of this hub
 	far     http.Handler // by another hub
 	counts  counts
@@ -100,7 +103,7 @@ func (t *Tunnel) Transport() http.RoundTripper { return t.streams }
 // Endpoint is where a node is reached through this hub, for its Node; false: nowhere,
 // or not yet. It opens the node's port.
 func (t *Tunnel) Endpoint(node string) (address string, port int32, ok bool) {
-	if !t.o.Synced() {
+	if !t.known.Load() { // a free port may be that of a node not seen yet
 		return "", 0, false
 	}
 	if has := t.ports.of(node); has != 0 {
@@ -130,17 +133,22 @@ func (t *Tunnel) OnNode(n *corev1.Node, gone bool) {
 	}
 	at := placeOf(n)
 	t.nodes.learn(n.Name, at)
+	t.settle(n.Name, at)
+}
+
+// settle opens, keeps or gives up the port of a node that is reached there.
+func (t *Tunnel) settle(node string, at place) {
 	switch {
 	case at.port == 0:
 	case at.address == t.o.Address:
-		if t.ports.of(n.Name) == 0 && !t.ports.keep(n.Name, at.port) {
-			t.o.Log.Debug("a node's port cannot be opened; it gets another when it connects", "node", n.Name, "port", at.port)
+		if t.ports.of(node) == 0 && !t.ports.keep(node, at.port) {
+			t.o.Log.Debug("a node's port cannot be opened; it gets another when it connects", "node", node, "port", at.port)
 		}
-	case t.ports.of(n.Name) != 0:
+	case t.ports.of(node) != 0:
 		// It went to another hub. Who looked it up before is passed on for a while.
 		time.AfterFunc(handover, func() {
-			if now, known := t.nodes.of(n.Name); known && now.address != t.o.Address {
-				t.ports.release(n.Name)
+			if now, known := t.nodes.of(node); known && now.address != t.o.Address {
+				t.ports.release(node)
 			}
 		})
 	}
@@ -157,6 +165,13 @@ func (t *Tunnel) Run(ctx context.Context) error {
 		ErrorLog:    slog.NewLogLogger(t.o.Log.Handler(), slog.LevelDebug),
 		BaseContext: func(net.Listener) context.Context { return ctx },
 	}
+	listing, listed := make(chan struct{}), context.CancelFunc(nil)
+	ctx, listed = context.WithCancel(ctx)
+	go func() {
+		defer close(listing)
+		t.list(ctx)
+	}()
+	defer func() { listed(); <-listing }()
 	stop := context.AfterFunc(ctx, func() {
 		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 		defer cancel()

@@ -187,13 +187,19 @@ func (p *place) edge(t testing.TB, node, storeID string) *edgetest.Edge {
 func (p *place) join(t testing.TB, node string) *edgetest.Edge {
 	t.Helper()
 	e := p.edge(t, node, "store of "+node)
+	p.register(t, e, node)
+	return e
+}
+
+// register connects an edge and registers its node.
+func (p *place) register(t testing.TB, e *edgetest.Edge, node string) {
+	t.Helper()
 	e.Connect()
 	e.Wait("Welcome", func(s edgetest.Seen) bool { return s.Welcome != nil })
 	if r := e.Report(wire.ReportKind_REPORT_NODE, nodeReport(node)); r.Code != wire.ResultCode_RESULT_ACCEPTED {
 		t.Fatalf("register node %s: %v", node, r)
 	}
 	e.WaitObjects("its Node", edgetest.Has("node//"+node))
-	return e
 }
 
 func nodeReport(name string) *corev1.Node {

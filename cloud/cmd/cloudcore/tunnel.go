@@ -45,7 +45,7 @@ func newReach(cfg config.Cloud, c *clients, self *identity.Identity, open func(c
 		Client: c.own, AsNode: c.asNode, Address: address, DataDir: cfg.DataDir, Else: self.Serving, Log: log,
 	})}
 	r.tunnel, err = tunnel.New(tunnel.Options{
-		Address: address, Bind: bind, First: first, Last: last, Open: open, Synced: cluster.Synced, Serving: r.serving.Certificate, Log: log,
+		Address: address, Bind: bind, First: first, Last: last, Open: open, Client: c.own, WaitSynced: cluster.WaitSynced, Serving: r.serving.Certificate, Log: log,
 		Access: access.New(access.Options{Client: c.own, AllowedFor: allowedFor, Log: log}),
 		Peers:  tunnel.Peers{CA: self.CA().Pool(), Name: identity.PeerName, Serving: self.Serving, Client: self.Peer, ClientName: pki.HubName},
 	})

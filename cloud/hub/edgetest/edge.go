@@ -42,6 +42,7 @@ type Edge struct {
 	versions []uint32
 	maxKind  uint32
 	publish  func(*wire.Publish) *wire.Published
+	stream   func(link.Stream)
 }
 
 // Seen is what came over the present connection.
@@ -77,6 +78,10 @@ func (e *Edge) Knows(highest wire.Kind) { e.maxKind = uint32(highest) }
 // return nil for no answer. It is for use before Connect.
 func (e *Edge) OnPublish(f func(*wire.Publish) *wire.Published) { e.publish = f }
 
+// OnStream makes the edge take streams, and serve each with f in a goroutine of its
+// own. It is for use before Connect.
+func (e *Edge) OnStream(f func(link.Stream)) { e.stream = f }
+
 // Versions makes the edge offer other protocol versions.
 func (e *Edge) Versions(v ...uint32) { e.versions = v }
 
@@ -102,10 +107,23 @@ func (e *Edge) Connect() {
 			e.tell()
 		}
 	}()
+	if e.stream != nil {
+		go e.accept(conn)
+	}
 	e.t.Cleanup(func() {
 		_ = conn.Close()
 		<-done
 	})
+}
+
+func (e *Edge) accept(conn link.Conn) {
+	for {
+		s, err := conn.AcceptStream(context.Background())
+		if err != nil {
+			return
+		}
+		go e.stream(s)
+	}
 }
 
 // Dial opens a connection and says nothing; the test's end closes it.
