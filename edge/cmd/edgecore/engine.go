@@ -15,6 +15,7 @@ import (
 	"github.com/holdfast-edge/holdfast/common/config"
 	"github.com/holdfast-edge/holdfast/edge/credential"
 	"github.com/holdfast-edge/holdfast/edge/node"
+	"github.com/holdfast-edge/holdfast/edge/outage"
 	"github.com/holdfast-edge/holdfast/edge/pod"
 	"github.com/holdfast-edge/holdfast/edge/runtime"
 	"github.com/holdfast-edge/holdfast/edge/store"
@@ -35,6 +36,7 @@ type engine struct {
 	devices    *devices
 	credential *credential.Credential
 	questions  questions // of the status
+	outage     *outage.Checker
 
 	runtime atomic.Pointer[runtime.Runtime] // nil until it answered once
 	pods    atomic.Pointer[pod.Manager]

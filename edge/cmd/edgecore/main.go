@@ -112,12 +112,13 @@ func serve(ctx context.Context, cfg config.Edge) error {
 		Sources: devices.sources(), Publish: devices.publishDown})
 	engine := &engine{cfg: cfg, log: log, store: st, line: line, clock: clock, devices: devices, credential: certificate}
 	engine.tokens = pod.NewTokens(st, line.AskToken, clock)
+	engine.outage = newOutage(engine)
 	engine.node, err = node.New(node.Options{
 		Name: cfg.NodeName, NodeIP: cfg.NodeIP, Hubs: cfg.Hub, DataDir: cfg.DataDir, MaxPods: cfg.MaxPods,
 		Labels: cfg.Labels, Taints: cfg.Taints, Interval: cfg.StatusInterval.Duration, Version: version,
 		Store: st, Runtime: engine.runtimeInfo, Log: log,
 		Line:      func() (bool, time.Time) { s := line.State(); return s.Connected, s.Since },
-		LineEvent: line.Changed,
+		LineEvent: line.Changed, Outage: engine.offlineReady,
 	})
 	if err != nil {
 		return errors.Join(err, st.Close())
@@ -126,6 +127,7 @@ func serve(ctx context.Context, cfg config.Edge) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return engine.run(ctx) })
 	group.Go(func() error { return engine.node.Run(ctx) })
+	group.Go(func() error { return engine.outage.Run(ctx) })
 	group.Go(func() error { return line.Run(ctx) })
 	group.Go(func() error { return devices.run(ctx) })
 	group.Go(func() error { return watchNetwork(ctx, wake) })
@@ -138,7 +140,8 @@ func serve(ctx context.Context, cfg config.Edge) error {
 		}
 	})
 	group.Go(func() error {
-		return localstatus.Serve(ctx, cfg.RunDir, func(ctx context.Context) localstatus.Status { return engine.status(ctx, started) }, engine.metrics(), devices.twins.Handler())
+		return localstatus.Serve(ctx, cfg.RunDir, func(ctx context.Context) localstatus.Status { return engine.status(ctx, started) }, engine.metrics(), devices.twins.Handler(),
+			engine.outageRoutes()...)
 	})
 	group.Go(func() error { return serveMetrics(ctx, cfg.MetricsListen, engine.metrics(), log) })
 	if err := notifySystemd("READY=1"); err != nil {

@@ -16,7 +16,7 @@ import (
 
 // metrics are the rooms' and the engine's own (docs/metrics.md).
 func (e *engine) metrics() http.Handler {
-	return metrics.Handler("edgecore", version, e.line.WriteMetrics, e.writeMetrics, e.devices.writeMetrics)
+	return metrics.Handler("edgecore", version, e.line.WriteMetrics, e.writeMetrics, e.writeOutageMetrics, e.devices.writeMetrics)
 }
 
 // countTimeout bounds the one look at the database.
