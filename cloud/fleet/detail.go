@@ -298,7 +298,10 @@ func (f *Fleet) scanEvents(ctx context.Context, namespace string, which fields.S
 func eventOf(e *corev1.Event) fleet.Event {
 	out := fleet.Event{
 		At: e.LastTimestamp.Time, Type: e.Type, Reason: e.Reason, Message: e.Message, Count: max(e.Count, 1),
-		Object: e.InvolvedObject.Kind + "/" + e.InvolvedObject.Namespace + "/" + e.InvolvedObject.Name,
+		Object: e.InvolvedObject.Kind + "/" + e.InvolvedObject.Name,
+	}
+	if e.InvolvedObject.Namespace != "" {
+		out.Object = e.InvolvedObject.Kind + "/" + e.InvolvedObject.Namespace + "/" + e.InvolvedObject.Name
 	}
 	if e.Series != nil {
 		out.At, out.Count = e.Series.LastObservedTime.Time, e.Series.Count

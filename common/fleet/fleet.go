@@ -141,7 +141,7 @@ type Span struct {
 type Event struct {
 	At      time.Time `json:"at"`
 	Type    string    `json:"type"`
-	Object  string    `json:"object"` // kind/namespace/name
+	Object  string    `json:"object"` // kind/namespace/name; kind/name of what has no namespace
 	Reason  string    `json:"reason"`
 	Message string    `json:"message"`
 	Count   int32     `json:"count"`

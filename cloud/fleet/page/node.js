@@ -15,7 +15,7 @@ export function showNode(main, view, name) {
   const conditions = h("tbody"), pods = h("tbody"), events = h("tbody");
   const logs = logPanel(view, name);
   const part = (label, ...inside) => h("section", { "aria-label": label }, h("h2", {}, label), h("div", { class: "wide" }, ...inside));
-  const table = (caption, heads, body) => h("table", {}, h("caption", {}, caption), h("thead", {}, h("tr", {}, ...heads.map((t) => h("th", { scope: "col" }, t)))), body);
+  const table = (caption, heads, body) => h("table", {}, h("caption", {}, caption), h("thead", {}, h("tr", {}, ...heads.map((t) => h("th", { scope: "col", class: t === "Restarts" ? "num" : "" }, t)))), body);
   main.replaceChildren(
     h("p", {}, h("a", { href: "#/" }, "← All nodes")), title, remarks,
     h("div", { class: "wide" }, facts),
@@ -83,26 +83,31 @@ function draw(plot, line) {
   const first = line.length ? Date.parse(line[0].from) : now;
   const from = Math.min(first, now - 10 * 60e3);
   const x = (t) => Math.max(0, Math.min(W, ((t - from) / (now - from)) * W));
-  set(plot, "viewBox", `0 0 ${W} 74`);
+  set(plot, "viewBox", `0 0 ${W} 40`);
   set(plot, "preserveAspectRatio", "none");
   const lost = line.filter((s) => !s.connected).length;
   set(plot, "aria-label", `The line since ${absolute(from)}: ${line.length} spans, ${lost} of them offline. The table of changes has them all.`);
-  const parts = [svg("rect", { class: "none", x: 0, y: 8, width: W, height: 34 })];
-  for (const s of line) {
+  const before = svg("rect", { class: "none", x: 0, y: 2, width: W, height: 36 });
+  before.append(svg("title", {}, "this hub did not know the node yet"));
+  const strip = (s) => {
     const a = x(Date.parse(s.from)), b = x(s.to ? Date.parse(s.to) : now);
-    // An outage is lower than the line is, for those who see no colours, and never too thin to see.
-    const r = svg("rect", { class: s.connected ? "on" : "off", x: a.toFixed(1), y: s.connected ? 8 : 25, width: Math.max(b - a, 1.5).toFixed(1), height: s.connected ? 34 : 17 });
+    // An outage is lower than the line is, for those who see no colours, and never too
+    // thin to be seen.
+    const r = svg("rect", { class: s.connected ? "on" : "off", x: a.toFixed(1), y: s.connected ? 2 : 20, width: Math.max(b - a, s.connected ? 0 : 2).toFixed(1), height: s.connected ? 36 : 18 });
     r.append(svg("title", {}, `${stateOf(s)}, ${absolute(s.from)} to ${s.to ? absolute(s.to) : "now"}`));
-    parts.push(r);
-  }
-  plot.replaceChildren(...parts);
+    return r;
+  };
+  plot.replaceChildren(before, ...line.filter((s) => s.connected).map(strip), ...line.filter((s) => !s.connected).map(strip));
   axis(plot, from, now);
 }
 
 // axis puts the times under the strip, outside of what is stretched.
 function axis(plot, from, now) {
   let row = plot.nextElementSibling;
-  if (!row || !row.classList.contains("bar")) plot.after(row = h("div", { class: "bar quiet" }, h("span"), h("span", { class: "push" }, "now")));
+  if (!row || !row.classList.contains("bar")) {
+    const legend = (kind, words) => h("span", { class: "legend " + kind }, words);
+    plot.after(row = h("div", { class: "bar quiet" }, h("span"), h("span", { class: "push" }), legend("on", "connected"), legend("off", "offline"), legend("", "not known"), h("span", { class: "push" }, "now")));
+  }
   text(row.firstChild, absolute(from) + " (" + span(now - from) + " ago)");
 }
 
