@@ -24,3 +24,10 @@ func (h *Hub) OpenStream(ctx context.Context, node string) (link.Stream, error) 
 	}
 	return stream, nil
 }
+
+// Holds says that a node has a session with this hub.
+func (h *Hub) Holds(node string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.sessions[node] != nil
+}

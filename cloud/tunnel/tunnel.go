@@ -45,7 +45,9 @@ type Options struct {
 	Address, Bind netip.Addr
 	First, Last   int
 	// Open opens a stream to a node (hub.OpenStream).
-	Open   func(ctx context.Context, node string) (link.Stream, error)
+	Open func(ctx context.Context, node string) (link.Stream, error)
+	// Holds says that a node is connected to this hub (hub.Holds).
+	Holds  func(node string) bool
 	Access Access
 	Client kubernetes.Interface // reads which Nodes there are
 	// WaitSynced waits until OnNode misses nothing any more.
@@ -138,21 +140,25 @@ func (t *Tunnel) OnNode(n *corev1.Node, gone bool) {
 
 // settle opens, keeps or gives up the port of a node that is reached there.
 func (t *Tunnel) settle(node string, at place) {
+	has := t.ports.of(node)
 	switch {
-	case at.port == 0:
-	case at.address == t.o.Address:
-		if t.ports.of(node) == 0 && !t.ports.keep(node, at.port) {
+	case has == 0 && at.port != 0 && at.address == t.o.Address:
+		if !t.ports.keep(node, at.port) {
 			t.o.Log.Debug("a node's port cannot be opened; it gets another when it connects", "node", node, "port", at.port)
 		}
-	case t.ports.of(node) != 0:
+	case has != 0 && at.port != 0 && !t.isHere(at, has):
 		// It went to another hub. Who looked it up before is passed on for a while.
 		time.AfterFunc(handover, func() {
-			if now, known := t.nodes.of(node); known && now.address != t.o.Address {
+			now, known := t.nodes.of(node)
+			if known && now.port != 0 && !t.isHere(now, t.ports.of(node)) && !t.o.Holds(node) {
 				t.ports.release(node)
 			}
 		})
 	}
 }
+
+// isHere says that a place is that port of this hub.
+func (t *Tunnel) isHere(at place, port int) bool { return at.address == t.o.Address && at.port == port }
 
 // handover is how long the port of a node stays open that went to another hub.
 const handover = time.Minute
@@ -259,7 +265,7 @@ func (t *Tunnel) forward(w http.ResponseWriter, r *http.Request, node string, fr
 		return nil
 	}
 	at, known := t.nodes.of(node)
-	if notHere(err) && known && !fromHub && at.port != 0 && at.address != t.o.Address {
+	if notHere(err) && known && !fromHub && at.port != 0 && !t.isHere(at, t.ports.of(node)) {
 		out := r.WithContext(withTarget(r.Context(), netip.AddrPortFrom(at.address, uint16(at.port))))
 		t.far.ServeHTTP(w, out)
 		return nil

@@ -103,7 +103,7 @@ func serve(ctx context.Context, cfg config.Cloud, log *slog.Logger) error {
 		return err
 	}
 	var nodes *hub.Hub
-	way, err := newReach(cfg, clients, self, func(ctx context.Context, node string) (link.Stream, error) { return nodes.OpenStream(ctx, node) }, cluster, log)
+	way, err := newReach(cfg, clients, self, func() *hub.Hub { return nodes }, cluster, log)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
 	"io"
 	"path/filepath"
 	"regexp"
@@ -91,6 +92,7 @@ func newPlaceOf(t testing.TB, p *place) *place {
 	text, err := config.Encode(config.Cloud{
 		Kubeconfig: p.kubeconfig(t, dir), Listen: "127.0.0.1:0", QUIC: true, HealthListen: "127.0.0.1:0", AdvertiseAddresses: []string{"127.0.0.1"},
 		DataDir: filepath.Join(dir, "cloud"), KeepAlive: config.Duration{Duration: p.keepAlive}, LogLevel: "debug",
+		Tunnel: config.Tunnel{Ports: ownPorts()},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -100,6 +102,13 @@ func newPlaceOf(t testing.TB, p *place) *place {
 	}
 	p.start(t)
 	return p
+}
+
+// ownPorts is a range for nodes that no other test process of this machine has.
+func ownPorts() string {
+	const size = 32
+	first := 12000 + os.Getpid()%500*size
+	return fmt.Sprintf("%d-%d", first, first+size-1)
 }
 
 // apply creates what build/manifests holds.

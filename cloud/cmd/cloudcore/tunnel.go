@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/holdfast-edge/holdfast/cloud/access"
+	"github.com/holdfast-edge/holdfast/cloud/hub"
 	"github.com/holdfast-edge/holdfast/cloud/identity"
 	"github.com/holdfast-edge/holdfast/cloud/tunnel"
 	"github.com/holdfast-edge/holdfast/cloud/watch"
@@ -31,7 +32,7 @@ type reach struct {
 	serving *tunnel.Serving
 }
 
-func newReach(cfg config.Cloud, c *clients, self *identity.Identity, open func(context.Context, string) (link.Stream, error), cluster *watch.Cluster, log *slog.Logger) (*reach, error) {
+func newReach(cfg config.Cloud, c *clients, self *identity.Identity, nodes func() *hub.Hub, cluster *watch.Cluster, log *slog.Logger) (*reach, error) {
 	first, last, err := cfg.Tunnel.Range()
 	if err != nil || first == 0 {
 		return nil, err
@@ -45,7 +46,9 @@ func newReach(cfg config.Cloud, c *clients, self *identity.Identity, open func(c
 		Client: c.own, AsNode: c.asNode, Address: address, DataDir: cfg.DataDir, Else: self.Serving, Log: log,
 	})}
 	r.tunnel, err = tunnel.New(tunnel.Options{
-		Address: address, Bind: bind, First: first, Last: last, Open: open, Client: c.own, WaitSynced: cluster.WaitSynced, Serving: r.serving.Certificate, Log: log,
+		Open:  func(ctx context.Context, node string) (link.Stream, error) { return nodes().OpenStream(ctx, node) },
+		Holds: func(node string) bool { return nodes().Holds(node) },
+		Address: address, Bind: bind, First: first, Last: last, Client: c.own, WaitSynced: cluster.WaitSynced, Serving: r.serving.Certificate, Log: log,
 		Access: access.New(access.Options{Client: c.own, AllowedFor: allowedFor, Log: log}),
 		Peers:  tunnel.Peers{CA: self.CA().Pool(), Name: identity.PeerName, Serving: self.Serving, Client: self.Peer, ClientName: pki.HubName},
 	})
@@ -105,10 +108,9 @@ func tunnelAddress(cfg config.Cloud, apiserver string) (address, bind netip.Addr
 				return a
 			}
 		}
-		for a := range own {
-			if a.Is4() && !a.IsLoopback() && !a.IsLinkLocalUnicast() {
-				return a
-			}
+		// The way to anywhere (RFC 5737 names this address for documentation alone).
+		if a := addressTowards("udp://203.0.113.1"); a.IsValid() && !a.IsLoopback() {
+			return a
 		}
 		if len(advertised) > 0 {
 			return advertised[0]

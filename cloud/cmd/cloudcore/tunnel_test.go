@@ -15,6 +15,8 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -26,6 +28,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/holdfast-edge/holdfast/cloud/hub/edgetest"
+	"github.com/holdfast-edge/holdfast/common/config"
 	"github.com/holdfast-edge/holdfast/common/link"
 )
 
@@ -163,6 +166,7 @@ func TestTheClusterReachesNodes(t *testing.T) {
 		}
 	})
 	t.Run("directly", func(t *testing.T) { p.direct(t) })
+	t.Run("the wrong hub passes a request on", func(t *testing.T) { p.passes(t) })
 	t.Run("a line that is cut ends a followed log with a reason", func(t *testing.T) {
 		stream, err := p.client.CoreV1().Pods("default").GetLogs("p-till-2", &corev1.PodLogOptions{Follow: true}).Stream(t.Context())
 		if err != nil {
@@ -205,6 +209,97 @@ func TestTheClusterReachesNodes(t *testing.T) {
 	})
 }
 
+// passes: a node moves to another hub, and who still asks at its old port is served.
+func (p *place) passes(t *testing.T) {
+	other := p.secondHub(t)
+	a := &api{node: "till-3", hold: make(chan struct{})}
+	first := p.edge(t, "till-3", "store of till-3")
+	first.OnStream(func(s link.Stream) { serveStream(s, a) })
+	p.register(t, first, "till-3")
+	eventually(t, "till-3 is reached at the first hub", func() bool { _, port := p.at(t, "till-3"); return port != 0 })
+	_, before := p.at(t, "till-3")
+	first.Disconnect()
+	second := other.edge(t, "till-3", "store of till-3")
+	second.OnStream(func(s link.Stream) { serveStream(s, a) })
+	second.Connect()
+	eventually(t, "till-3 is reached at the second hub", func() bool { _, port := p.at(t, "till-3"); return port != before })
+	address, now := p.at(t, "till-3")
+	client := p.adminClient(t)
+	for _, port := range []int{now, before} {
+		response, err := client.Get("https://" + net.JoinHostPort(address, strconv.Itoa(port)) + "/pods")
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, _ := io.ReadAll(response.Body)
+		response.Body.Close()
+		if response.StatusCode != http.StatusOK || !strings.HasPrefix(string(b), "till-3 /pods") {
+			t.Errorf("at port %d: %s %q", port, response.Status, b)
+		}
+	}
+	second.Disconnect()
+	eventually(t, "both say that the node is away", func() bool {
+		for _, port := range []int{now, before} {
+			response, err := client.Get("https://" + net.JoinHostPort(address, strconv.Itoa(port)) + "/pods")
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, _ := io.ReadAll(response.Body)
+			response.Body.Close()
+			if response.StatusCode != http.StatusBadGateway || !strings.Contains(string(b), "not connected") {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// secondHub is another cloudcore of the same cluster.
+func (p *place) secondHub(t *testing.T) *place {
+	t.Helper()
+	cfg, err := config.LoadCloud(p.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	cfg.DataDir, cfg.RunDir = filepath.Join(dir, "cloud"), filepath.Join(dir, "run")
+	text, err := config.Encode(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := &place{cluster: p.cluster, client: p.client, ca: p.ca, logs: new(record), keepAlive: p.keepAlive, config: filepath.Join(dir, "cloudcore.yaml")}
+	if err := os.WriteFile(q.config, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	q.start(t)
+	return q
+}
+
+// adminClient has the administrator's certificate, and trusts the cluster's CA.
+func (p *place) adminClient(t *testing.T) *http.Client {
+	t.Helper()
+	rc, err := p.cluster.RestConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	admin, err := tls.X509KeyPair(rc.CertData, rc.KeyData)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p.clientWith(t, admin)
+}
+
+// clientWith shows that certificate, and trusts the cluster's CA.
+func (p *place) clientWith(t *testing.T, pairs ...tls.Certificate) *http.Client {
+	t.Helper()
+	rc, err := p.cluster.RestConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(rc.CAData)
+	return &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: pairs}, DisableKeepAlives: true}, Timeout: time.Minute}
+}
+
 // direct are requests past the apiserver: whoever reaches the port.
 func (p *place) direct(t *testing.T) {
 	address, port := p.at(t, "till-1")
@@ -215,13 +310,6 @@ func (p *place) direct(t *testing.T) {
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(rc.CAData)
-	client := func(pair *tls.Certificate) *http.Client {
-		config := &tls.Config{RootCAs: roots}
-		if pair != nil {
-			config.Certificates = []tls.Certificate{*pair}
-		}
-		return &http.Client{Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}, Timeout: time.Minute}
-	}
 	admin, err := tls.X509KeyPair(rc.CertData, rc.KeyData)
 	if err != nil {
 		t.Fatal(err)
@@ -247,7 +335,7 @@ func (p *place) direct(t *testing.T) {
 	token, scraper := p.token(t, "nosy"), p.token(t, "scraper")
 	p.mayScrape(t, "scraper")
 	eventually(t, "the scraper may read metrics", func() bool {
-		code, _ := get(client(nil), "/metrics/resource", "Authorization", "Bearer "+scraper)
+		code, _ := get(p.clientWith(t), "/metrics/resource", "Authorization", "Bearer "+scraper)
 		return code == 200
 	})
 	for _, c := range []struct {
@@ -258,17 +346,17 @@ func (p *place) direct(t *testing.T) {
 		code   int
 		says   string
 	}{
-		{"nobody", client(nil), "/pods", nil, 401, "say who you are"},
-		{"a certificate of nobody's", client(&stranger), "/pods", nil, 401, "is not taken"},
-		{"a made-up token", client(nil), "/pods", []string{"Authorization", "Bearer made.up.token"}, 401, "does not know this token"},
-		{"no bearer", client(nil), "/pods", []string{"Authorization", "Basic eDp4"}, 401, "bearer token is needed"},
-		{"the administrator", client(&admin), "/pods", nil, 200, "till-1 /pods"},
-		{"without the right", client(nil), "/pods", []string{"Authorization", "Bearer " + token}, 403, "may not get nodes/pods of till-1"},
-		{"a path that hides another", client(&admin), "/stats/../exec/default/p/main", nil, 400, "simplest form"},
-		{"the same, encoded", client(&admin), "/stats/%2e%2e/exec/default/p/main", nil, 400, "simplest form"},
-		{"another node's proxy", client(&admin), "/pods", []string{"X-Forwarded-Uri", "/api/v1/nodes/till-2/proxy/pods"}, 421, "port is node till-1's"},
-		{"a right to metrics is none to pods", client(nil), "/pods", []string{"Authorization", "Bearer " + scraper}, 403, "may not"},
-		{"a token is not for the edge", client(nil), "/metrics/resource", []string{"Authorization", "Bearer " + scraper}, 200, `authorization=""`},
+		{"nobody", p.clientWith(t), "/pods", nil, 401, "say who you are"},
+		{"a certificate of nobody's", p.clientWith(t, stranger), "/pods", nil, 401, "is not taken"},
+		{"a made-up token", p.clientWith(t), "/pods", []string{"Authorization", "Bearer made.up.token"}, 401, "does not know this token"},
+		{"no bearer", p.clientWith(t), "/pods", []string{"Authorization", "Basic eDp4"}, 401, "bearer token is needed"},
+		{"the administrator", p.clientWith(t, admin), "/pods", nil, 200, "till-1 /pods"},
+		{"without the right", p.clientWith(t), "/pods", []string{"Authorization", "Bearer " + token}, 403, "may not get nodes/pods of till-1"},
+		{"a path that hides another", p.clientWith(t, admin), "/stats/../exec/default/p/main", nil, 400, "simplest form"},
+		{"the same, encoded", p.clientWith(t, admin), "/stats/%2e%2e/exec/default/p/main", nil, 400, "simplest form"},
+		{"another node's proxy", p.clientWith(t, admin), "/pods", []string{"X-Forwarded-Uri", "/api/v1/nodes/till-2/proxy/pods"}, 421, "port is node till-1's"},
+		{"a right to metrics is none to pods", p.clientWith(t), "/pods", []string{"Authorization", "Bearer " + scraper}, 403, "may not"},
+		{"a token is not for the edge", p.clientWith(t), "/metrics/resource", []string{"Authorization", "Bearer " + scraper}, 200, `authorization=""`},
 	} {
 		if code, body := get(c.client, c.path, c.header...); code != c.code || !strings.Contains(body, c.says) {
 			t.Errorf("%s: %d %q, want %d %q", c.name, code, body, c.code, c.says)
@@ -299,7 +387,7 @@ func (p *place) direct(t *testing.T) {
 	t.Run("who never reads holds little, and disturbs nobody", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		c := client(&admin)
+		c := p.clientWith(t, admin)
 		c.Timeout = 0
 		for range 8 {
 			r, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/flood", nil)
@@ -312,7 +400,7 @@ func (p *place) direct(t *testing.T) {
 			}
 			defer response.Body.Close()
 		}
-		if code, body := get(client(&admin), "/pods"); code != 200 {
+		if code, body := get(p.clientWith(t, admin), "/pods"); code != 200 {
 			t.Errorf("beside floods that nobody reads: %d %q", code, body)
 		}
 	})
