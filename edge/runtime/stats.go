@@ -16,7 +16,6 @@ type Usage struct {
 
 	CPUTime time.Time // when CPU was read
 	CPU     *uint64   // nanoseconds of one core, since the container started
-	Cores   *uint64   // billionths of a core in use; containerd tells it from version 2.1 on
 
 	MemoryTime                                   time.Time // when the next were read
 	WorkingSet, Available, Memory, RSS           *uint64   // bytes
@@ -75,7 +74,9 @@ func usage(s *cri.ContainerStats) Usage {
 		Name: labels[labelContainerName],
 	}
 	cpu, memory, swap := s.GetCpu(), s.GetMemory(), s.GetSwap()
-	u.CPUTime, u.CPU, u.Cores = when(cpu.GetTimestamp()), number(cpu.GetUsageCoreNanoSeconds()), number(cpu.GetUsageNanoCores())
+	// The usage of this moment (usageNanoCores) is left out: containerd measures it against whoever asked last, and 1.6
+	// gives figures far from the truth.
+	u.CPUTime, u.CPU = when(cpu.GetTimestamp()), number(cpu.GetUsageCoreNanoSeconds())
 	u.MemoryTime = when(memory.GetTimestamp())
 	u.WorkingSet, u.Available = number(memory.GetWorkingSetBytes()), number(memory.GetAvailableBytes())
 	u.Memory, u.RSS = number(memory.GetUsageBytes()), number(memory.GetRssBytes())
