@@ -1,11 +1,9 @@
 package scene
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
-	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -133,16 +131,4 @@ func (s *Scene) AtNode(n *world.Node, args ...string) string {
 		s.Fatalf("holdfast %s: %v: %s", strings.Join(args, " "), err, out)
 	}
 	return string(out)
-}
-
-// Kubectl runs kubectl as the administrator in this test's namespace.
-func (s *Scene) Kubectl(args ...string) string {
-	s.Helper()
-	var out, failed bytes.Buffer
-	cmd := exec.CommandContext(s.Ctx, "kubectl", append([]string{"--kubeconfig", s.World.Kubeconfig(), "--namespace", s.NS}, args...)...)
-	cmd.Stdout, cmd.Stderr = &out, &failed
-	if err := cmd.Run(); err != nil {
-		s.Fatalf("kubectl %s: %v: %s", strings.Join(args, " "), err, failed.Bytes())
-	}
-	return out.String()
 }

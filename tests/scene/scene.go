@@ -31,6 +31,9 @@ var shared = sync.OnceValues(func() (*world.World, error) {
 	return world.New(context.Background(), world.Options{})
 })
 
+// World is the cloud that the tests of this package share.
+func World() (*world.World, error) { return shared() }
+
 // Scene is what one test works with.
 type Scene struct {
 	*testing.T
@@ -67,9 +70,12 @@ func (s *Scene) Node(name string, o world.NodeOptions) *world.Node {
 	if err != nil {
 		s.Fatal(err)
 	}
-	s.Cleanup(func() { s.dumpOnFailure(n) })
+	s.Watch(n)
 	return n
 }
+
+// Watch makes a failure of this test show what the node has said.
+func (s *Scene) Watch(n *world.Node) { s.Cleanup(func() { s.dumpOnFailure(n) }) }
 
 // dumpOnFailure prints the end of edgecore's log when the test failed.
 func (s *Scene) dumpOnFailure(n *world.Node) {

@@ -77,6 +77,18 @@ func (w *World) KillHub() error {
 	return errors.Join(w.init.Signal(syscall.SIGKILL), killAll("cloudcore", w.cloudConfig()))
 }
 
+// CloudcorePid is the world's first cloudcore, or an error.
+func (w *World) CloudcorePid() (int, error) {
+	pids, err := find("cloudcore", w.cloudConfig())
+	if err == nil && len(pids) != 1 {
+		err = fmt.Errorf("%d processes of cloudcore, want one", len(pids))
+	}
+	if err != nil {
+		return 0, err
+	}
+	return pids[0], nil
+}
+
 func killAll(name string, words ...string) error {
 	pids, err := find(name, words...)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -158,4 +159,19 @@ func (n *Node) Exec(ctx context.Context, id string, command ...string) (string, 
 		return "", 0, fmt.Errorf("exec in container %s on node %s: %w", id, n.Name, err)
 	}
 	return string(answer.Stdout) + string(answer.Stderr), answer.ExitCode, nil
+}
+
+// Resident is how much memory a process has, in KiB; 0 when it has ended.
+func Resident(pid int) int {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			kib, _ := strconv.Atoi(strings.Fields(rest)[0])
+			return kib
+		}
+	}
+	return 0
 }

@@ -1,0 +1,126 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/holdfast-edge/holdfast/tests/scene"
+)
+
+var forwarding = regexp.MustCompile(`Forwarding from (127\.0\.0\.1:\d+) ->`)
+
+// forward runs kubectl port-forward and returns the address at this end.
+func (w way) forward(pod string, port int) (address string, call *scene.Call) {
+	w.Helper()
+	call = w.Call(nil, "port-forward", "pod/"+pod, fmt.Sprintf(":%d", port))
+	call.SaysWhere("forwards", func(out string) bool { return forwarding.MatchString(out) })
+	return forwarding.FindStringSubmatch(call.Out.String())[1], call
+}
+
+// fetch gets a page by a connection of its own.
+func fetch(address, path string) ([]byte, error) {
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: scene.Patience}
+	response, err := client.Get("http://" + address + path)
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close()
+	b, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = errors.New(response.Status)
+	}
+	return b, err
+}
+
+func TestKubectlPortForward(t *testing.T) {
+	everyWay(t, func(w way) {
+		for _, host := range []bool{false, true} {
+			name, port := "cni", 8080
+			if host {
+				// Its own for each way: they share the node's ports.
+				name, port = "host", 20000+int(time.Now().UnixNano()/1000%9000)
+			}
+			pod := w.pod(name, func(p *corev1.Pod) {
+				p.Spec.HostNetwork = host
+				p.Spec.Containers[0].Command = scene.Shell(fmt.Sprintf(
+					"mkdir /www; cd /www; echo here > index.html; dd if=/dev/urandom of=big bs=64k count=16 2>/dev/null; touch /ready; httpd -f -p %d", port))
+				p.Spec.Containers[0].ReadinessProbe = &corev1.Probe{
+					ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: scene.Shell(fmt.Sprintf("wget -q -O /dev/null 127.0.0.1:%d/", port))}}, PeriodSeconds: 1,
+				}
+			})
+			address, _ := w.forward(pod, port)
+			if page, err := fetch(address, "/"); err != nil || string(page) != "here\n" {
+				w.Errorf("%s: %q, %v", name, page, err)
+			}
+			want := strings.Fields(w.Do("exec", pod, "--", "sha256sum", "/www/big"))[0]
+			var crowd sync.WaitGroup
+			for range 50 {
+				crowd.Go(func() {
+					page, err := fetch(address, "/big")
+					if got := fmt.Sprintf("%x", sha256.Sum256(page)); err != nil || got != want {
+						w.Errorf("%s, one of 50 connections: %d bytes with checksum %s, want %s: %v", name, len(page), got, want, err)
+					}
+				})
+			}
+			crowd.Wait()
+		}
+	})
+}
+
+// TestKubectlPortForwardHalfClose: one side that has said all it has to say still hears the answer.
+func TestKubectlPortForwardHalfClose(t *testing.T) {
+	everyWay(t, func(w way) {
+		pod := w.pod("half", func(p *corev1.Pod) {
+			p.Spec.Containers[0].Command = scene.Shell(`
+				echo 'sleep 3; head -c 1048576 | sha256sum; echo so long' > /answer; chmod +x /answer
+				nc -ll -p 9000 -e sh /answer & nc -ll -p 9001 -e sh -c 'wc -c; echo counted' & wait`)
+		})
+		payload := noise(1 << 20)
+		ask := func(port int) (string, error) {
+			address, call := w.forward(pod, port)
+			defer call.Signal(9)
+			conn, err := net.Dial("tcp", address)
+			if err != nil {
+				return "", err
+			}
+			defer conn.Close()
+			if _, err := io.Copy(conn, bytes.NewReader(payload)); err != nil {
+				return "", err
+			}
+			if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+				return "", err
+			}
+			_ = conn.SetReadDeadline(time.Now().Add(time.Minute))
+			answer, err := io.ReadAll(conn)
+			return string(answer), err
+		}
+		if got, err := ask(9000); err != nil || got != fmt.Sprintf("%x  -\nso long\n", sha256.Sum256(payload)) {
+			w.Errorf("the answer three seconds after the question's end: %q, %v", got, err)
+		}
+		if got, err := ask(9001); err != nil || got != "1048576\ncounted\n" {
+			w.Errorf("the answer of one who reads to the end: %q, %v", got, err)
+		}
+
+		// A port at which nobody listens: said at this end, and the others go on.
+		address, call := w.forward(pod, 9999)
+		if page, err := fetch(address, "/"); err == nil {
+			w.Errorf("nobody listens, and %q came", page)
+		}
+		w.Until("kubectl says why", func(context.Context) (bool, error) {
+			return strings.Contains(call.Err.String(), "refused"), nil
+		})
+	})
+}
