@@ -24,12 +24,9 @@ import (
 	"github.com/holdfast-edge/holdfast/common/link"
 )
 
-// Patience with a node and with another hub.
 const (
-	openTimeout   = 15 * time.Second // until the node has taken a stream
-	answerTimeout = time.Minute      // until it begins to answer
-	dialTimeout   = 5 * time.Second
-	bufferSize    = 32 << 10
+	dialTimeout = 5 * time.Second // to another hub
+	bufferSize  = 32 << 10
 )
 
 // failure is an answer other than the node's.
@@ -74,7 +71,7 @@ func notHere(err error) bool { return errors.Is(err, hub.ErrNotConnected) }
 
 // open opens a stream to a node, in bounded time.
 func (t *Tunnel) open(ctx context.Context, node string) (link.Stream, error) {
-	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	ctx, cancel := context.WithTimeout(ctx, t.o.OpenWithin)
 	defer cancel()
 	return t.o.Open(ctx, node)
 }
@@ -91,7 +88,7 @@ func (t *Tunnel) unreachable(node string, at place, err error) error {
 	case errors.Is(err, link.ErrNoStream):
 		return fail(http.StatusBadGateway, "node %s takes no more requests: either %d are open there, or its edgecore is too old for logs and exec", node, link.MaxStreams)
 	case errors.Is(err, context.DeadlineExceeded):
-		return fail(http.StatusBadGateway, "node %s did not take the request within %s: its line is very slow, or has just been cut", node, openTimeout)
+		return fail(http.StatusBadGateway, "node %s did not take the request within %s: its line is very slow, or has just been cut", node, t.o.OpenWithin)
 	}
 	return fail(http.StatusBadGateway, "%v", err)
 }
@@ -101,7 +98,7 @@ func (t *Tunnel) broken(node string, err error) error {
 	var timeout net.Error
 	switch {
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return fail(http.StatusBadGateway, "node %s took the request and did not begin to answer within %s", node, answerTimeout)
+		return fail(http.StatusBadGateway, "node %s took the request and did not begin to answer within %s", node, t.o.AnswerWithin)
 	case errors.Is(err, link.ErrClosed) || errors.Is(err, link.ErrSilent):
 		return fail(http.StatusBadGateway, "the line to node %s was cut before it answered (%v)", node, err)
 	}
@@ -180,12 +177,10 @@ func (p *pool) Put(b []byte) { p.Pool.Put(&b) }
 
 var buffers = &pool{sync.Pool{New: func() any { b := make([]byte, bufferSize); return &b }}}
 
-// NewTransport speaks HTTP with nodes in streams that open opens: a URL's host is the
-// node's name. Each request has a stream of its own, which ends with it.
-func NewTransport(open func(ctx context.Context, node string) (link.Stream, error)) http.RoundTripper {
+func transport(o Options) http.RoundTripper {
 	return &http.Transport{
 		DisableKeepAlives: true, DisableCompression: true,
-		ResponseHeaderTimeout: answerTimeout, MaxResponseHeaderBytes: maxHeader,
+		ResponseHeaderTimeout: o.AnswerWithin, MaxResponseHeaderBytes: maxHeader,
 		WriteBufferSize: bufferSize, ReadBufferSize: bufferSize,
 		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
 			if s, ok := ctx.Value(streamKey{}).(link.Stream); ok {
@@ -195,9 +190,9 @@ func NewTransport(open func(ctx context.Context, node string) (link.Stream, erro
 			if err != nil {
 				return nil, err
 			}
-			ctx, cancel := context.WithTimeout(ctx, openTimeout)
+			ctx, cancel := context.WithTimeout(ctx, o.OpenWithin)
 			defer cancel()
-			s, err := open(ctx, node)
+			s, err := o.Open(ctx, node)
 			if err != nil {
 				return nil, err
 			}
@@ -221,7 +216,7 @@ func (streamAddr) String() string  { return "a node's line" }
 func (t *Tunnel) hubs() http.RoundTripper {
 	return &http.Transport{
 		DisableKeepAlives: true, DisableCompression: true,
-		ResponseHeaderTimeout: answerTimeout + openTimeout, MaxResponseHeaderBytes: maxHeader,
+		ResponseHeaderTimeout: t.o.AnswerWithin + t.o.OpenWithin, MaxResponseHeaderBytes: maxHeader,
 		WriteBufferSize: bufferSize, ReadBufferSize: bufferSize,
 		DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
 		TLSHandshakeTimeout: dialTimeout,

@@ -56,8 +56,11 @@ type Options struct {
 	Serving func() *tls.Certificate
 	// Peers is how hubs know one another.
 	Peers Peers
-	Log   *slog.Logger
-	Now   func() time.Time // nil: time.Now
+	// OpenWithin is how long a node may take to take a stream (15 s), and AnswerWithin
+	// how long then to begin its answer (1 min).
+	OpenWithin, AnswerWithin time.Duration
+	Log                      *slog.Logger
+	Now                      func() time.Time // nil: time.Now
 }
 
 // Peers are the hubs of one cluster. Each passes on what is for a node of another.
@@ -89,17 +92,24 @@ func New(o Options) (*Tunnel, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	if o.OpenWithin == 0 {
+		o.OpenWithin = 15 * time.Second
+	}
+	if o.AnswerWithin == 0 {
+		o.AnswerWithin = time.Minute
+	}
 	p, err := openPorts(o.Bind, o.First, o.Last, o.Log)
 	if err != nil {
 		return nil, err
 	}
-	t := &Tunnel{o: o, ports: p, nodes: directory{all: make(map[string]place)}, streams: NewTransport(o.Open)}
+	t := &Tunnel{o: o, ports: p, nodes: directory{all: make(map[string]place)}, streams: transport(o)}
 	t.near = t.proxy(t.streams)
 	t.far = t.proxy(t.hubs())
 	return t, nil
 }
 
-// Transport speaks HTTP with the nodes of this hub; see NewTransport.
+// Transport speaks HTTP with the nodes of this hub: a URL's host is the node's name.
+// Each request has a stream of its own, which ends with it.
 func (t *Tunnel) Transport() http.RoundTripper { return t.streams }
 
 // Endpoint is where a node is reached through this hub, for its Node; false: nowhere,

@@ -11,6 +11,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	stdlog "log"
 	"log/slog"
 	"net"
 	"os"
@@ -76,6 +77,9 @@ func run(ctx context.Context, args []string, out, logs io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("config file %s: %w", *file, err)
 	}
+	// net/http tells of what an edge does wrong, in the edge's words: not for everybody.
+	stdlog.SetOutput(slog.NewLogLogger(log.Handler(), slog.LevelDebug).Writer())
+	stdlog.SetFlags(0)
 	klog.SetSlogLogger(log.With("from", "client-go"))
 	return serve(ctx, cfg, log)
 }

@@ -1,0 +1,266 @@
+package tunnel
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/holdfast-edge/holdfast/cloud/hub"
+	"github.com/holdfast-edge/holdfast/common/link"
+	"github.com/holdfast-edge/holdfast/common/link/linktest"
+)
+
+// everybody may do everything: what an apiserver says is tested with a real one, in
+// cloud/cmd/cloudcore.
+type everybody struct{}
+
+func (everybody) Authenticate(context.Context, *http.Request) (*authenticationv1.UserInfo, error) {
+	return &authenticationv1.UserInfo{Username: "anybody"}, nil
+}
+
+func (everybody) Authorize(context.Context, *authenticationv1.UserInfo, ...authorizationv1.ResourceAttributes) error {
+	return nil
+}
+
+// node connects a node over a real websocket; serve has each stream that it takes, and
+// nil takes none.
+func node(t *testing.T, serve func(link.Stream)) (open func(context.Context, string) (link.Stream, error), end func()) {
+	t.Helper()
+	h := linktest.StartHub(t, linktest.NewCA(t), link.Timing{})
+	accepted := make(chan link.Conn, 1)
+	go func() {
+		if c, err := h.Acceptor.Accept(t.Context()); err == nil {
+			accepted <- c
+		}
+	}()
+	edge, err := h.Dialer(t, "till-1").Dial(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := <-accepted
+	t.Cleanup(func() { edge.Close(); conn.Close() })
+	for _, c := range []link.Conn{edge, conn} { // streams move while somebody receives
+		go func() {
+			for {
+				if _, err := c.Recv(context.Background()); err != nil {
+					return
+				}
+			}
+		}()
+	}
+	if serve != nil {
+		go func() {
+			for {
+				s, err := edge.AcceptStream(context.Background())
+				if err != nil {
+					return
+				}
+				go serve(s)
+			}
+		}()
+	}
+	for serve != nil { // until the node takes streams
+		s, err := conn.OpenStream(t.Context())
+		if err == nil {
+			s.Close()
+			break
+		}
+		if !errors.Is(err, link.ErrNoStream) {
+			t.Fatal(err)
+		}
+	}
+	return func(ctx context.Context, name string) (link.Stream, error) {
+		if name != "till-1" {
+			return nil, hub.ErrNotConnected
+		}
+		return conn.OpenStream(ctx)
+	}, func() { edge.Close() }
+}
+
+func tunnel(t *testing.T, open func(context.Context, string) (link.Stream, error)) *Tunnel {
+	t.Helper()
+	tun, err := New(Options{
+		Address: loopback, Bind: loopback, First: 20000, Last: 20001, Open: open, Access: everybody{},
+		OpenWithin: time.Second, AnswerWithin: 300 * time.Millisecond,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { tun.ports.Close() })
+	return tun
+}
+
+// ask sends a request for the node as its port does.
+func ask(t *testing.T, tun *Tunnel, name, path string) *httptest.ResponseRecorder {
+	t.Helper()
+	w := httptest.NewRecorder()
+	r := httptest.NewRequestWithContext(context.WithValue(t.Context(), nodeKey{}, name), http.MethodGet, path, nil)
+	tun.serve(w, r)
+	return w
+}
+
+func TestANodeThatDoesNotAnswerCostsBoundedTime(t *testing.T) {
+	silent := func(s link.Stream) { _, _ = io.Copy(io.Discard, s) }
+	garbage := func(s link.Stream) { fmt.Fprint(s, "\x00\x01 no HTTP at all\r\n\r\n"); s.Close() }
+	gone := func(s link.Stream) { s.Close() }
+	endless := func(s link.Stream) {
+		if _, err := http.ReadRequest(bufio.NewReader(s)); err != nil {
+			return
+		}
+		fmt.Fprint(s, "HTTP/1.1 200 OK\r\nX: ")
+		for {
+			if _, err := s.Write(make([]byte, 4096)); err != nil {
+				return
+			}
+		}
+	}
+	for _, c := range []struct {
+		name  string
+		serve func(link.Stream)
+		ask   string
+		says  string
+	}{
+		{"it never answers", silent, "till-1", "did not begin to answer within 300ms"},
+		{"it answers something else", garbage, "till-1", "node till-1 did not answer"},
+		{"it hangs up", gone, "till-1", "node till-1 did not answer"},
+		{"its headers have no end", endless, "till-1", "node till-1 did not answer"},
+		{"it takes no stream", nil, "till-1", "takes no more requests"},
+		{"it is not there", silent, "till-2", "node till-2 is not connected"},
+	} {
+		open, _ := node(t, c.serve)
+		w := ask(t, tunnel(t, open), c.ask, "/pods")
+		if w.Code != http.StatusBadGateway || !strings.Contains(w.Body.String(), c.says) {
+			t.Errorf("%s: %d %q, want %q", c.name, w.Code, w.Body.String(), c.says)
+		}
+	}
+}
+
+func TestANodeThatIsAwayIsSaidSinceWhen(t *testing.T) {
+	open, _ := node(t, nil)
+	tun := tunnel(t, open)
+	tun.OnNode(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "till-2"}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{
+		{Type: corev1.NodeReady, Status: corev1.ConditionUnknown, LastHeartbeatTime: metav1.NewTime(time.Now().Add(-2 * time.Hour))},
+	}}}, false)
+	if w := ask(t, tun, "till-2", "/pods"); !strings.Contains(w.Body.String(), "(2h0m") {
+		t.Errorf("%q", w.Body.String())
+	}
+}
+
+// TestWhoNeverReadsHoldsAWindow: the node stops sending when nobody reads.
+func TestWhoNeverReadsHoldsAWindow(t *testing.T) {
+	var sent atomic.Int64
+	open, _ := node(t, func(s link.Stream) {
+		r := bufio.NewReader(s)
+		if _, err := http.ReadRequest(r); err != nil {
+			return
+		}
+		fmt.Fprint(s, "HTTP/1.1 200 OK\r\n\r\n")
+		block := make([]byte, 16<<10)
+		for {
+			n, err := s.Write(block)
+			sent.Add(int64(n))
+			if err != nil {
+				return
+			}
+		}
+	})
+	tun := tunnel(t, open)
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		tun.serve(w, r.WithContext(context.WithValue(r.Context(), nodeKey{}, "till-1")))
+	}))
+	server.Start()
+	defer server.Close()
+	conn, err := net.Dial("tcp", server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprint(conn, "GET /containerLogs/a/b/c HTTP/1.1\r\nHost: x\r\n\r\n")
+	// It stands still when two looks, one tenth of a second apart, see the same.
+	last := int64(-1)
+	deadline := time.Now().Add(time.Minute)
+	for {
+		time.Sleep(100 * time.Millisecond)
+		now := sent.Load()
+		if now > 0 && now == last {
+			break
+		}
+		if last = now; time.Now().After(deadline) {
+			t.Fatalf("%d bytes, and it goes on", now)
+		}
+	}
+	// The kernel's buffers of one loopback connection hold some MiB, the stream a window.
+	if last > 16<<20 {
+		t.Errorf("%d bytes are on their way to somebody who does not read", last)
+	}
+	if w := ask(t, tun, "till-2", "/pods"); w.Code != http.StatusBadGateway {
+		t.Errorf("another request meanwhile: %d", w.Code)
+	}
+}
+
+func TestALogEndsWithTheReason(t *testing.T) {
+	var end func()
+	open, end := node(t, func(s link.Stream) {
+		if _, err := http.ReadRequest(bufio.NewReader(s)); err == nil {
+			fmt.Fprint(s, "HTTP/1.1 200 OK\r\n\r\nfirst\n")
+		}
+	})
+	tun := tunnel(t, open)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		tun.serve(w, r.WithContext(context.WithValue(r.Context(), nodeKey{}, "till-1")))
+	}))
+	defer server.Close()
+	response, err := http.Get(server.URL + "/containerLogs/default/till/main?follow=true")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	r := bufio.NewReader(response.Body)
+	if line, err := r.ReadString('\n'); line != "first\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	end()
+	rest, err := io.ReadAll(r)
+	if !strings.Contains(string(rest), "the line to node till-1 was cut") || err == nil {
+		t.Errorf("the log ends with %q, %v; want a reason and an error", rest, err)
+	}
+}
+
+func TestRightsAreThoseOfAKubelet(t *testing.T) {
+	for path, want := range map[string]string{
+		"/stats/summary": "stats", "/stats": "stats", "/statsx": "proxy",
+		"/metrics": "metrics", "/metrics/resource": "metrics", "/metrics/cadvisor": "metrics",
+		"/logs/": "log", "/logs/edgecore.log": "log", "/logsx": "proxy",
+		"/checkpoint/a/b/c": "checkpoint", "/statusz": "statusz", "/flagz": "configz",
+		"/pods": "pods proxy", "/pods/": "pods proxy", "/runningpods/": "pods proxy",
+		"/healthz": "healthz proxy", "/healthz/ping": "healthz proxy", "/configz": "configz proxy",
+		"/exec/ns/p/c": "proxy", "/attach/ns/p/c": "proxy", "/portForward/ns/p": "proxy", "/run/ns/p/c": "proxy",
+		"/containerLogs/ns/p/c": "proxy", "/": "proxy", "/podsx": "proxy", "/spec": "proxy",
+	} {
+		r := httptest.NewRequest(http.MethodPost, path, nil)
+		var got []string
+		for _, a := range attributes(r, "till-1") {
+			if a.Resource != "nodes" || a.Name != "till-1" || a.Verb != "create" {
+				t.Errorf("%s: %+v", path, a)
+			}
+			got = append(got, a.Subresource)
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("%s: %v, want %s", path, got, want)
+		}
+	}
+}
