@@ -26,8 +26,11 @@ const (
 	startPatience = 50 * time.Millisecond
 )
 
-// errNoPort: the range is used up.
-var errNoPort = errors.New("no port is left for it (tunnel.ports)")
+// Why a node gets no port.
+var (
+	errNoPort  = errors.New("no port of the range is left (tunnel.ports)")
+	errNoFiles = errors.New("a fifth of the files that the process may open are nodes' ports, and the rest is for nodes' connections (LimitNOFILE)")
+)
 
 // ports listens at one port for each node. It is a net.Listener whose connections
 // tell the node (nodeConn). A listening socket is all that a node costs: one
@@ -35,6 +38,7 @@ var errNoPort = errors.New("no port is left for it (tunnel.ports)")
 type ports struct {
 	bind        netip.Addr // to listen at
 	first, last int
+	most        int // ports at a time, for the sake of the files
 	log         *slog.Logger
 
 	epoll   *os.File
@@ -83,8 +87,10 @@ func openPorts(bind netip.Addr, first, last int, log *slog.Logger) (*ports, erro
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("make an epoll for the nodes' ports: %w", err)
 	}
+	files := unix.Rlimit{Cur: 1024}
+	_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &files) // else the least that there is
 	p := &ports{
-		bind: bind, first: first, last: last, next: first, log: log, epoll: os.NewFile(uintptr(fd), "epoll"),
+		bind: bind, first: first, last: last, most: int(min(files.Cur, 1<<30) / 5), next: first, log: log, epoll: os.NewFile(uintptr(fd), "epoll"),
 		accept: make(chan net.Conn), done: make(chan struct{}), stopped: make(chan struct{}),
 		nodes: make(map[string]nodePort), owners: make(map[int]string), byFD: make(map[int32]string),
 	}
@@ -117,6 +123,9 @@ func (p *ports) give(node string, wanted int) (int, error) {
 	if has, ok := p.nodes[node]; ok {
 		return has.port, nil
 	}
+	if len(p.nodes) >= p.most {
+		return 0, fmt.Errorf("listen for node %s: %w", node, errNoFiles)
+	}
 	if wanted >= p.first && wanted <= p.last && p.owners[wanted] == "" {
 		if err := p.listen(node, wanted); err == nil {
 			return wanted, nil
@@ -146,7 +155,7 @@ func (p *ports) give(node string, wanted int) (int, error) {
 func (p *ports) keep(node string, port int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed || port < p.first || port > p.last || p.owners[port] != "" || p.nodes[node].port != 0 {
+	if p.closed || len(p.nodes) >= p.most || port < p.first || port > p.last || p.owners[port] != "" || p.nodes[node].port != 0 {
 		return false
 	}
 	return p.listen(node, port) == nil

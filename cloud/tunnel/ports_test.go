@@ -99,6 +99,11 @@ func TestAPortThatOthersHaveIsPassedOver(t *testing.T) {
 	if port, err := p.give("one too many", 0); !errors.Is(err, errNoPort) {
 		t.Errorf("with the range used up: %d, %v", port, err)
 	}
+	p.release("till-0")
+	p.most = 2
+	if port, err := p.give("too many files", 0); !errors.Is(err, errNoFiles) {
+		t.Errorf("with the files used up: %d, %v", port, err)
+	}
 	if err := p.Close(); err != nil {
 		t.Error(err)
 	}
@@ -119,6 +124,7 @@ func BenchmarkPorts(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
+		p.most = nodes
 		heap, kernel := inUse(), slab(b)
 		for i := range nodes {
 			if _, err := p.give(fmt.Sprint("till-", i), 0); err != nil {

@@ -128,7 +128,7 @@ func (t *Tunnel) Endpoint(node string) (address string, port int32, ok bool) {
 	given, err := t.ports.give(node, wanted)
 	if err != nil {
 		if t.counts.refusedPort.Add(1) == 1 {
-			t.o.Log.Error("a node gets no port: kubectl logs, exec and top will not reach it; give cloudcore a wider range (tunnel.ports) and more files; further ones are only counted", "node", node, "err", err)
+			t.o.Log.Error("a node gets no port: kubectl logs, exec and top will not reach it; further ones are only counted", "node", node, "err", err)
 		}
 		return "", 0, false
 	}
