@@ -48,7 +48,11 @@ func Serve(ctx context.Context, runDir string, status func(context.Context) Stat
 	for _, r := range more {
 		mux.Handle(r.Pattern, r.Handler)
 	}
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 8 << 10}
+	server := &http.Server{
+		Handler: mux, ReadHeaderTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second,
+		MaxHeaderBytes: 256 << 10, // the command of an exec is in its query
+		BaseContext:    func(net.Listener) context.Context { return ctx },
+	}
 	stop := context.AfterFunc(ctx, func() { server.Close() })
 	defer stop()
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {

@@ -162,11 +162,19 @@ func (s sources) Token(ctx context.Context, p *corev1.Pod, want *corev1.ServiceA
 	return s.tokens.Token(ctx, p, want)
 }
 
+// answeredRuntime is the runtime, once it has answered.
+func (e *engine) answeredRuntime() (*runtime.Runtime, error) {
+	if rt := e.runtime.Load(); rt != nil {
+		return rt, nil
+	}
+	return nil, fmt.Errorf("the container runtime at %s has not answered yet", e.cfg.ContainerRuntimeEndpoint)
+}
+
 // runtimeInfo is what the node's Ready condition is judged by.
 func (e *engine) runtimeInfo(ctx context.Context) (runtime.Info, error) {
-	rt := e.runtime.Load()
-	if rt == nil {
-		return runtime.Info{}, fmt.Errorf("the container runtime at %s has not answered yet", e.cfg.ContainerRuntimeEndpoint)
+	rt, err := e.answeredRuntime()
+	if err != nil {
+		return runtime.Info{}, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()

@@ -13,7 +13,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -23,11 +22,13 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/holdfast-edge/holdfast/common/config"
+	"github.com/holdfast-edge/holdfast/common/link"
 	"github.com/holdfast-edge/holdfast/common/localstatus"
 	"github.com/holdfast-edge/holdfast/edge/credential"
 	"github.com/holdfast-edge/holdfast/edge/node"
 	"github.com/holdfast-edge/holdfast/edge/pod"
 	"github.com/holdfast-edge/holdfast/edge/store"
+	"github.com/holdfast-edge/holdfast/edge/stream"
 	"github.com/holdfast-edge/holdfast/edge/uplink"
 )
 
@@ -53,6 +54,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	}
 	file := flags.String("config", config.EdgePath, "the config `file`")
 	check := flags.Bool("check", false, "read the config, open the database, say what was found, and exit")
+	profile := flags.Bool("profiling", false, "serve Go's profiles on the socket in runDir, as profiling: true in the config file does")
 	showVersion := flags.Bool("version", false, "print the version and exit")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -71,6 +73,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if *check {
 		return checkOnly(ctx, cfg, *file, out)
 	}
+	cfg.Profiling = cfg.Profiling || *profile
 	return serve(ctx, cfg)
 }
 
@@ -80,7 +83,8 @@ func serve(ctx context.Context, cfg config.Edge) error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(35)
 	}
-	log, err := newLog(cfg.LogLevel)
+	output, ring := logOutput()
+	log, err := config.NewLog(output, cfg.LogLevel, cfg.LogFormat)
 	if err != nil {
 		return err
 	}
@@ -108,8 +112,10 @@ func serve(ctx context.Context, cfg config.Edge) error {
 	if err != nil {
 		return errors.Join(err, st.Close())
 	}
+	var api *stream.Server
 	line = uplink.New(uplink.Options{Dialer: newDialer(cfg, certificate, log), Credential: certificate, Store: st, Log: log, Version: version, Wake: wake,
-		Sources: devices.sources(), Publish: devices.publishDown})
+		Sources: devices.sources(), Publish: devices.publishDown,
+		Serve: func(ctx context.Context, s link.Stream) { api.Serve(ctx, s) }})
 	engine := &engine{cfg: cfg, log: log, store: st, line: line, clock: clock, devices: devices, credential: certificate}
 	engine.tokens = pod.NewTokens(st, line.AskToken, clock)
 	engine.outage = newOutage(engine)
@@ -123,6 +129,8 @@ func serve(ctx context.Context, cfg config.Edge) error {
 	if err != nil {
 		return errors.Join(err, st.Close())
 	}
+
+	api = newStreams(engine, ring)
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return engine.run(ctx) })
@@ -141,7 +149,7 @@ func serve(ctx context.Context, cfg config.Edge) error {
 	})
 	group.Go(func() error {
 		return localstatus.Serve(ctx, cfg.RunDir, func(ctx context.Context) localstatus.Status { return engine.status(ctx, started) }, engine.metrics(), devices.twins.Handler(),
-			engine.outageRoutes()...)
+			append(engine.outageRoutes(), append(profiles(cfg), localstatus.NodeRoute(api.Handler()))...)...)
 	})
 	group.Go(func() error { return serveMetrics(ctx, cfg.MetricsListen, engine.metrics(), log) })
 	if err := notifySystemd("READY=1"); err != nil {
@@ -175,14 +183,6 @@ func ignoreStop(err error) error {
 		return nil
 	}
 	return err
-}
-
-func newLog(level string) (*slog.Logger, error) {
-	l, err := config.ParseLogLevel(level)
-	if err != nil {
-		return nil, err
-	}
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})), nil
 }
 
 // floor is the latest time of which the hub has told.

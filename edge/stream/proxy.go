@@ -1,0 +1,183 @@
+package stream
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+)
+
+const (
+	dialTimeout   = 10 * time.Second
+	answerTimeout = 30 * time.Second
+	// clientGone is how long the runtime may go on sending after the client has ended
+	// its half, and runtimeGone how long the client may keep the connection after the
+	// runtime has closed it: neither protocol sends anything of use then.
+	clientGone  = 10 * time.Second
+	runtimeGone = time.Second
+)
+
+// proxy hands the client's upgrade on to the runtime's streaming server, and then bytes
+// both ways until either ends or ctx does.
+func (s *Server) proxy(w http.ResponseWriter, r *http.Request, target *url.URL) {
+	backend, response, err := s.ask(r, target)
+	if err != nil {
+		s.log.Debug("the runtime's streaming server does not answer", "err", err)
+		answer(w, fail(http.StatusBadGateway, "the container runtime's streaming server: %w", err))
+		return
+	}
+	defer backend.Close()
+	defer context.AfterFunc(r.Context(), func() { backend.Close() })()
+	if response.StatusCode != http.StatusSwitchingProtocols {
+		for name, values := range response.Header {
+			w.Header()[name] = values
+		}
+		w.WriteHeader(response.StatusCode)
+		_, _ = io.Copy(w, io.LimitReader(response.Body, 64<<10))
+		return
+	}
+	client, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		answer(w, fmt.Errorf("take over the connection: %w", err))
+		return
+	}
+	defer client.Close()
+	defer context.AfterFunc(r.Context(), func() { client.Close() })()
+	response.Body = nil // only the head is written
+	if err := errors.Join(response.Write(buffered), buffered.Flush()); err != nil {
+		return
+	}
+	join(bufferedConn{client, buffered.Reader}, backend, &s.buffers)
+}
+
+// ask makes the request to the streaming server, as the client made it but for its
+// address, and reads the head of the answer.
+func (s *Server) ask(r *http.Request, target *url.URL) (backend bufferedConn, response *http.Response, err error) {
+	c, err := s.o.Dial(r.Context(), "tcp", target.Host)
+	if err != nil {
+		return backend, nil, err
+	}
+	defer func() {
+		if err != nil {
+			c.Close()
+		}
+	}()
+	stop := context.AfterFunc(r.Context(), func() { c.Close() })
+	defer stop()
+	header := r.Header.Clone()
+	header.Del("Authorization")
+	out := &http.Request{Method: r.Method, URL: target, Host: target.Host, Header: header, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
+	if err := c.SetDeadline(time.Now().Add(answerTimeout)); err != nil {
+		return backend, nil, err
+	}
+	if err := out.Write(c); err != nil {
+		return backend, nil, err
+	}
+	backend = bufferedConn{c, bufio.NewReader(c)}
+	if response, err = http.ReadResponse(backend.r, out); err != nil {
+		return backend, nil, err
+	}
+	return backend, response, c.SetDeadline(time.Time{})
+}
+
+// bufferedConn is a connection of which the beginning was read already.
+type bufferedConn struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+func (c bufferedConn) Read(b []byte) (int, error) {
+	if c.r.Buffered() > 0 {
+		return c.r.Read(b)
+	}
+	return c.Conn.Read(b)
+}
+
+// closeWrite ends the half that is written to, where the connection has halves.
+func (c bufferedConn) closeWrite() {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		_ = half.CloseWrite() // an error is found by the reader too
+	} else {
+		_ = c.Close()
+	}
+}
+
+// join copies both ways. Who ends its half has that passed on, and the other side gets a
+// moment to end its own; an error ends both at once. Both are closed when it returns.
+func join(client, backend bufferedConn, pool *sync.Pool) {
+	var copies sync.WaitGroup
+	upDone, downDone := make(chan error, 1), make(chan error, 1)
+	copies.Go(func() { upDone <- transfer(backend, client, pool) })
+	copies.Go(func() { downDone <- transfer(client, backend, pool) })
+	var err error
+	var other chan error
+	var patience time.Duration
+	select {
+	case err = <-upDone:
+		other, patience = downDone, clientGone
+		if err == nil {
+			backend.closeWrite()
+		}
+	case err = <-downDone:
+		other, patience = upDone, runtimeGone
+		if err == nil {
+			client.closeWrite()
+		}
+	}
+	if err == nil {
+		timer := time.NewTimer(patience)
+		select {
+		case <-other:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+	client.Close()
+	backend.Close()
+	copies.Wait()
+}
+
+// A transfer that has little to do holds little: most port-forwards and shells are idle.
+const (
+	smallBuffer = 4 << 10
+	largeBuffer = 64 << 10
+)
+
+// transfer copies until src ends, which is no error. pool has large buffers.
+func transfer(dst io.Writer, src io.Reader, pool *sync.Pool) error {
+	small := make([]byte, smallBuffer)
+	buf, large := small, (*[largeBuffer]byte)(nil)
+	defer func() {
+		if large != nil {
+			pool.Put(large)
+		}
+	}()
+	for {
+		n, err := src.Read(buf)
+		if n > 0 {
+			if _, err := dst.Write(buf[:n]); err != nil {
+				return err
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		switch {
+		case large == nil && n == smallBuffer:
+			large = pool.Get().(*[largeBuffer]byte)
+			buf = large[:]
+		case large != nil && n < smallBuffer:
+			pool.Put(large)
+			large, buf = nil, small
+		}
+	}
+}
