@@ -69,6 +69,6 @@ func (t *text) seconds(name string, labels []label, ns *uint64, at time.Time) {
 // moment is a series for a time that may not be known.
 func (t *text) moment(name string, labels []label, at time.Time) {
 	if at.Unix() > 0 {
-		t.series(name, labels, float64(at.UnixNano())/float64(time.Second), time.Time{})
+		t.series(name, labels, float64(at.UnixMilli())/1000, time.Time{})
 	}
 }
