@@ -130,7 +130,7 @@ func (f *Fleet) serveLog(w http.ResponseWriter, r *http.Request) error {
 	limited := &io.LimitedReader{R: stream, N: maxLogHeader}
 	answer, err := http.ReadResponse(bufio.NewReader(limited), ask)
 	if err != nil {
-		return fmt.Errorf("node %s does not answer for the log: %w", r.PathValue("node"), err)
+		return fmt.Errorf("node %s does not answer for the log: %.200s", r.PathValue("node"), err) // what it said may be in it
 	}
 	defer answer.Body.Close()
 	if answer.StatusCode != http.StatusOK {

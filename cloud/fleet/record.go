@@ -174,11 +174,8 @@ func (f *Fleet) stateOf(r *record) lineState {
 	}
 	// A node that moved may have had nothing to write in the other hub's name. But
 	// somebody renews its lease.
-	last := f.started
-	if heard := r.heard.time(); r.heard != 0 && heard.After(last) {
-		last = heard
-	}
-	if f.now().Sub(last) > graceful {
+	last := max(stampOf(f.started), r.heard, r.lastChange())
+	if f.now().Sub(last.time()) > graceful {
 		return lineElsewhere
 	}
 	return lineOff
