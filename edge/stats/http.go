@@ -4,6 +4,7 @@ import (
 	"compress/gzip"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -43,7 +44,7 @@ func (s *Stats) serveSummary(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
-	reply(w, r, "application/json", b)
+	s.reply(w, r, "application/json", b)
 }
 
 func (s *Stats) serveResource(w http.ResponseWriter, r *http.Request) {
@@ -54,7 +55,7 @@ func (s *Stats) serveResource(w http.ResponseWriter, r *http.Request) {
 	}
 	var t text
 	u.resource(&t)
-	reply(w, r, textFormat, t.Bytes())
+	s.reply(w, r, textFormat, t.Bytes())
 }
 
 func (s *Stats) serveCadvisor(w http.ResponseWriter, r *http.Request) {
@@ -73,7 +74,7 @@ func (s *Stats) serveCadvisor(w http.ResponseWriter, r *http.Request) {
 	}
 	var t text
 	u.cadvisor(&t, more, entry(keyed(s.cgroups.file("proc/meminfo")), "MemTotal"))
-	reply(w, r, textFormat, t.Bytes())
+	s.reply(w, r, textFormat, t.Bytes())
 }
 
 const textFormat = "text/plain; version=0.0.4; charset=utf-8"
@@ -87,7 +88,7 @@ func refuse(w http.ResponseWriter, err error) {
 // dear.
 const worthPacking = 2 << 10
 
-func reply(w http.ResponseWriter, r *http.Request, kind string, b []byte) {
+func (s *Stats) reply(w http.ResponseWriter, r *http.Request, kind string, b []byte) {
 	h := w.Header()
 	h.Set("Content-Type", kind)
 	if len(b) < worthPacking || !takesGzip(r) {
@@ -97,12 +98,14 @@ func reply(w http.ResponseWriter, r *http.Request, kind string, b []byte) {
 	}
 	h.Set("Content-Encoding", "gzip")
 	h.Add("Vary", "Accept-Encoding")
-	z, err := gzip.NewWriterLevel(w, gzip.BestSpeed)
-	if err == nil {
-		_, err = z.Write(b)
-		err = errors.Join(err, z.Close())
+	z, ok := s.packers.Get().(*gzip.Writer) // 800 KB each: made anew for every scrape, they would be most of the garbage
+	if !ok {
+		z, _ = gzip.NewWriterLevel(io.Discard, gzip.BestSpeed) // the level is a good one
 	}
-	_ = err // the asker has gone
+	defer s.packers.Put(z)
+	z.Reset(w)
+	_, err := z.Write(b)
+	_ = errors.Join(err, z.Close()) // the asker has gone, if this fails
 }
 
 // takesGzip tells whether the asker said that it understands gzip, and did not take it back.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -58,6 +59,7 @@ type Stats struct {
 	wider   shared[*wider]
 	failing atomic.Bool // the runtime did not answer the last time
 	started time.Time
+	packers sync.Pool // of *gzip.Writer
 
 	before map[string]point // of the measurement before, by what was measured; the measurement under way owns it
 }
