@@ -22,6 +22,7 @@ import (
 // App is one run of the command.
 type App struct {
 	Out     io.Writer // what the user asked for, and progress
+	Err     io.Writer // what is said beside it
 	Machine machine.Machine
 	// Bin is the folder with the daemons; empty: that of this program, then PATH.
 	Bin string
@@ -32,6 +33,16 @@ type UsageError struct{ Err error }
 
 func (e *UsageError) Error() string { return e.Err.Error() }
 func (e *UsageError) Unwrap() error { return e.Err }
+
+// ExitError ends the program with a code that is not its own: that of a command which
+// it ran for the user.
+type ExitError struct {
+	Code int // 1 to 255
+	Err  error
+}
+
+func (e *ExitError) Error() string { return e.Err.Error() }
+func (e *ExitError) Unwrap() error { return e.Err }
 
 func usage(format string, args ...any) error { return &UsageError{fmt.Errorf(format, args...)} }
 

@@ -13,8 +13,8 @@ import (
 // Devices prints the devices of the edge node on this machine, or the one that is
 // named NAMESPACE/NAME, asked of edgecore itself.
 func (a *App) Devices(ctx context.Context, o StatusOptions, name string) error {
-	if o.Output != "table" && o.Output != "json" {
-		return usage("--output %q: use table or json", o.Output)
+	if err := o.checkOutput(); err != nil {
+		return err
 	}
 	runDir, err := o.runDir()
 	if err != nil {
@@ -25,19 +25,13 @@ func (a *App) Devices(ctx context.Context, o StatusOptions, name string) error {
 		return asRoot(err)
 	}
 	if name == "" {
-		if o.Output == "json" {
-			return a.json(all)
-		}
-		return a.devicesTable(all.Devices)
+		return a.show(o.Output, all, func() error { return a.devicesTable(all.Devices) })
 	}
 	at := slices.IndexFunc(all.Devices, func(d localstatus.Device) bool { return d.Namespace+"/"+d.Name == name })
 	if at < 0 {
 		return fmt.Errorf("this node has no device %s: `holdfast devices` lists those that it has", name)
 	}
-	if o.Output == "json" {
-		return a.json(all.Devices[at])
-	}
-	return a.deviceTable(all.Devices[at])
+	return a.show(o.Output, all.Devices[at], func() error { return a.deviceTable(all.Devices[at]) })
 }
 
 func (a *App) devicesTable(devices []localstatus.Device) error {

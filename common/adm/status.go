@@ -6,38 +6,135 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"text/tabwriter"
+	"path/filepath"
+	"strings"
 	"time"
 
+	"sigs.k8s.io/yaml"
+
+	"github.com/holdfast-edge/holdfast/common/adm/show"
 	"github.com/holdfast-edge/holdfast/common/config"
+	"github.com/holdfast-edge/holdfast/common/fleet"
 	"github.com/holdfast-edge/holdfast/common/localstatus"
 )
 
-// StatusOptions say which edge to ask, and how to show the answer.
+// StatusOptions say whom to ask, and how to show the answer.
 type StatusOptions struct {
-	Config string // edgecore's; its runDir counts unless RunDir is given
+	Config string // edgecore's or cloudcore's; its runDir counts unless RunDir is given
 	RunDir string
-	Output string // table or json
+	Output string // table, json or yaml
+
+	Edge, Cloud bool   // only this side of a machine that may have both
+	Node        string // of the cloud: this node alone
+	Offline     bool   // of the cloud: the nodes that are not connected
 }
 
-// Status prints how the edge node on this machine is, asked of edgecore itself:
-// it works without a line to the hub.
+// askPatience bounds a question to a daemon. Each answers within a few seconds, or
+// hangs.
+const askPatience = 30 * time.Second
+
+// Status prints how the edge node on this machine is, asked of edgecore itself, which
+// works without a line to the hub; or the nodes of the cloud on this machine, asked of
+// cloudcore; or both.
 func (a *App) Status(ctx context.Context, o StatusOptions) error {
-	if o.Output != "table" && o.Output != "json" {
-		return usage("--output %q: use table or json", o.Output)
+	if err := o.checkOutput(); err != nil {
+		return err
 	}
-	runDir, err := o.runDir()
+	sides, err := o.sides()
 	if err != nil {
 		return err
 	}
-	s, err := localstatus.Get(ctx, runDir)
+	ctx, cancel := context.WithTimeout(ctx, askPatience)
+	defer cancel()
+	switch {
+	case sides.edge && sides.cloud:
+		return a.bothStatus(ctx, o)
+	case sides.cloud:
+		return a.cloudStatus(ctx, o)
+	}
+	s, err := o.askEdge(ctx)
 	if err != nil {
-		return asRoot(err)
+		return err
 	}
-	if o.Output == "json" {
-		return a.json(s)
+	return a.show(o.Output, s, func() error { return show.Edge(a.Out, s) })
+}
+
+// bothStatus is that of a machine which is a node of its own cloud, or of another. What
+// answers is shown though the other does not.
+func (a *App) bothStatus(ctx context.Context, o StatusOptions) error {
+	var both struct {
+		Edge  *localstatus.Status `json:"edge,omitempty"`
+		Cloud *fleet.Fleet        `json:"cloud,omitempty"`
 	}
-	return a.table(s)
+	s, edgeErr := o.askEdge(ctx)
+	if edgeErr == nil {
+		both.Edge = &s
+	}
+	f, cloudErr := o.askFleet(ctx)
+	if cloudErr == nil {
+		both.Cloud = &f
+	}
+	err := a.show(o.Output, both, func() error {
+		var err error
+		if both.Edge != nil {
+			err = show.Edge(a.Out, s)
+		}
+		if both.Edge != nil && both.Cloud != nil {
+			a.printf("\n")
+		}
+		if both.Cloud != nil {
+			err = errors.Join(err, show.Fleet(a.Out, f))
+		}
+		return err
+	})
+	return errors.Join(err, edgeErr, cloudErr)
+}
+
+// sides says what of this machine is asked.
+type sides struct{ edge, cloud bool }
+
+func (o StatusOptions) sides() (sides, error) {
+	ofCloud := o.Node != "" || o.Offline
+	switch {
+	case o.Edge && (o.Cloud || ofCloud):
+		return sides{}, usage("--edge is this machine's own node: leave out --cloud, --offline and a node's name")
+	case o.Edge:
+		return sides{edge: true}, nil
+	case o.Cloud || ofCloud:
+		return sides{cloud: true}, nil
+	case o.Config != "":
+		cloud, err := config.IsCloud(o.Config)
+		return sides{edge: !cloud, cloud: cloud}, err
+	case o.RunDir != "":
+		cloud := exists(filepath.Join(o.RunDir, fleet.SocketName))
+		return sides{edge: !cloud || exists(filepath.Join(o.RunDir, localstatus.SocketName)), cloud: cloud}, nil
+	}
+	found := sides{
+		edge:  exists(config.EdgePath) || exists(filepath.Join(config.DefaultEdge().RunDir, localstatus.SocketName)),
+		cloud: exists(config.CloudPath) || exists(filepath.Join(config.DefaultCloud().RunDir, fleet.SocketName)),
+	}
+	if !found.edge && !found.cloud {
+		return found, fmt.Errorf("this machine is neither an edge node (there is no %s) nor a cloud (%s): name a config file with --config, or the folder of the socket with --run-dir", config.EdgePath, config.CloudPath)
+	}
+	return found, nil
+}
+
+func (o StatusOptions) checkOutput() error {
+	switch o.Output {
+	case "table", "json", "yaml":
+		return nil
+	}
+	return usage("--output %q: use table, json or yaml", o.Output)
+}
+
+// askEdge asks the edgecore on this machine.
+func (o StatusOptions) askEdge(ctx context.Context) (localstatus.Status, error) {
+	runDir, err := o.runDir()
+	if err != nil {
+		return localstatus.Status{}, err
+	}
+	s, err := localstatus.Get(ctx, runDir)
+	return s, asRoot(err)
 }
 
 // runDir is where the edgecore to ask has its socket.
@@ -63,6 +160,21 @@ func asRoot(err error) error {
 	return err
 }
 
+// show prints a document for programs, or has it shown to people.
+func (a *App) show(output string, document any, table func() error) error {
+	switch output {
+	case "json":
+		return a.json(document)
+	case "yaml":
+		b, err := yaml.Marshal(document)
+		if err == nil {
+			a.printf("%s", b)
+		}
+		return err
+	}
+	return table()
+}
+
 func (a *App) json(document any) error {
 	b, err := json.MarshalIndent(document, "", "  ")
 	if err == nil {
@@ -71,62 +183,11 @@ func (a *App) json(document any) error {
 	return err
 }
 
-func (a *App) table(s localstatus.Status) error {
-	w := tabwriter.NewWriter(a.Out, 0, 0, 3, ' ', 0)
-	fmt.Fprintf(w, "node\t%s\n", s.Node)
-	fmt.Fprintf(w, "ready\t%s\n", yes(s.Ready, s.ReadyReason))
-	fmt.Fprintf(w, "line\t%s\n", line(s.Line))
-	fmt.Fprintf(w, "database\t%s, %d objects, %.1f MiB\n", s.Store.Path, s.Store.Objects, float64(s.Store.Bytes)/(1<<20))
-	if s.Store.Recovery != "" {
-		fmt.Fprintf(w, "recovered\t%s\n", s.Store.Recovery)
+// list names a few of many, in one line.
+func list(names []string) string {
+	const most = 20
+	if len(names) > most {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
 	}
-	if s.Store.EventsDropped > 0 {
-		fmt.Fprintf(w, "dropped\t%d events, the oldest first, while the hub was away\n", s.Store.EventsDropped)
-	}
-	fmt.Fprintf(w, "outbox\t%d reports that the hub has not taken yet\n", s.Outbox)
-	fmt.Fprintf(w, "edgecore\t%s, up %s\n", s.Version, since(s.Started))
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	if len(s.Pods) == 0 {
-		a.printf("\nno pods\n")
-		return nil
-	}
-	w = tabwriter.NewWriter(a.Out, 0, 0, 3, ' ', 0)
-	fmt.Fprintln(w, "\nNAMESPACE\tPOD\tPHASE\tRESTARTS\tREASON")
-	for _, p := range s.Pods {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", p.Namespace, p.Name, p.Phase, p.Restarts, p.Reason)
-	}
-	return w.Flush()
+	return strings.Join(names, ", ")
 }
-
-func yes(ok bool, why string) string {
-	switch {
-	case ok:
-		return "yes"
-	case why == "":
-		return "no"
-	}
-	return "no: " + why
-}
-
-func line(l localstatus.Line) string {
-	switch {
-	case l.Connected && l.Synced:
-		return fmt.Sprintf("connected to %s over %s for %s, all received", l.Hub, l.Transport, since(l.Since))
-	case l.Connected:
-		return fmt.Sprintf("connected to %s over %s for %s, still receiving", l.Hub, l.Transport, since(l.Since))
-	case l.Since.IsZero():
-		return "cut; pods run as last known" + because(l.LastError)
-	}
-	return fmt.Sprintf("cut for %s; pods run as last known%s", since(l.Since), because(l.LastError))
-}
-
-func because(err string) string {
-	if err == "" {
-		return ""
-	}
-	return " (" + err + ")"
-}
-
-func since(t time.Time) string { return time.Since(t).Round(time.Second).String() }

@@ -11,14 +11,11 @@ import (
 // idLength is as much of a container's id as crictl shows.
 const idLength = 13
 
-// Containers writes the containers of pods; ended ones only where all says so.
-func Containers(out io.Writer, s localstatus.Status, pods []localstatus.PodSummary, all bool) error {
+// Containers writes the containers of pods, which are some of s.
+func Containers(out io.Writer, s localstatus.Status, pods []localstatus.PodSummary) error {
 	t := newTable(out, "NAMESPACE", "POD", "CONTAINER", "STATE", "READY", "RESTARTS", "AGE", "ID", "IMAGE")
 	for _, p := range pods {
 		for _, c := range p.Containers {
-			if c.State == localstatus.StateExited && !all {
-				continue
-			}
 			name := c.Name
 			if c.Kind != "" {
 				name += " (" + c.Kind + ")"

@@ -111,10 +111,9 @@ func TestALineThatIsHeldDown(t *testing.T) {
 	}
 }
 
-func TestContainersThatRunAndThoseThatEnded(t *testing.T) {
+func TestContainers(t *testing.T) {
 	s := node()
-	golden(t, "ps", func(w io.Writer) error { return Containers(w, s, s.Pods, false) })
-	golden(t, "ps-all", func(w io.Writer) error { return Containers(w, s, s.Pods, true) })
+	golden(t, "ps", func(w io.Writer) error { return Containers(w, s, s.Pods) })
 }
 
 func fleetOf() fleet.Fleet {

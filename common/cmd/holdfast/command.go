@@ -35,7 +35,7 @@ On an edge node:  holdfast join HOST:PORT --token T --ca-hash sha256:H   (init p
 	root.PersistentFlags().StringVar(&app.Bin, "bin-dir", "", "folder with edgecore, cloudcore and controlplane (default: that of holdfast, then PATH)")
 	root.PersistentFlags().StringVar(&app.Machine.Root, "root", "", "folder that stands for / in the places of the operating system, for tests")
 	root.PersistentFlags().Lookup("root").Hidden = true
-	root.AddCommand(initCommand(app), tokenCommand(app), nodeCommand(app), joinCommand(app), resetCommand(app, stdin), statusCommand(app), devicesCommand(app), convertCommand(app, stdin), &cobra.Command{
+	root.AddCommand(initCommand(app), tokenCommand(app), nodeCommand(app), fleetCommand(app), joinCommand(app), resetCommand(app, stdin), statusCommand(app), psCommand(app), logsCommand(app), execCommand(app, stdin), devicesCommand(app), convertCommand(app, stdin), &cobra.Command{
 		Use: "version", Short: "Print the version", Args: noArguments,
 		Run: func(*cobra.Command, []string) { fmt.Fprintf(app.Out, "holdfast %s\n", version) },
 	})
@@ -223,18 +223,6 @@ that was there before join or init is touched.`,
 	return c
 }
 
-func statusCommand(app *adm.App) *cobra.Command {
-	var o adm.StatusOptions
-	c := &cobra.Command{
-		Use: "status", Short: "Show how this edge node is; works without a line to the hub", Args: noArguments,
-		RunE: func(c *cobra.Command, _ []string) error { return app.Status(c.Context(), o) },
-	}
-	c.Flags().StringVar(&o.RunDir, "run-dir", "", "edgecore's run folder (default: that of its config file)")
-	c.Flags().StringVar(&o.Config, "config", "", "edgecore's config file (default /etc/holdfast/edgecore.yaml)")
-	c.Flags().StringVarP(&o.Output, "output", "o", "table", "table or json")
-	return c
-}
-
 func devicesCommand(app *adm.App) *cobra.Command {
 	var o adm.StatusOptions
 	c := &cobra.Command{
@@ -255,8 +243,7 @@ In the cloud, kubectl get devices shows the devices of all nodes.`,
 			return app.Devices(c.Context(), o, strings.Join(args, ""))
 		},
 	}
-	c.Flags().StringVar(&o.RunDir, "run-dir", "", "edgecore's run folder (default: that of its config file)")
-	c.Flags().StringVar(&o.Config, "config", "", "edgecore's config file (default /etc/holdfast/edgecore.yaml)")
-	c.Flags().StringVarP(&o.Output, "output", "o", "table", "table or json")
+	edgeFlags(c, &o)
+	outputFlag(c, &o)
 	return c
 }

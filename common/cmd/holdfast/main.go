@@ -1,7 +1,8 @@
-// Command holdfast makes clouds and edge nodes: init, token, node, join, status, reset;
-// and turns KubeEdge's manifests into Holdfast's: convert. It turns flags into the
-// options of common/adm, which does the work. Exit codes: 0 done, 1 failed, 2 called
-// in a wrong way.
+// Command holdfast makes clouds and edge nodes (init, token, node, join, reset), shows
+// how they are and what runs on a node (status, ps, logs, exec, devices), and turns
+// KubeEdge's manifests into Holdfast's (convert). It turns flags into the options of
+// common/adm, which does the work. Exit codes: 0 done, 1 failed, 2 called in a wrong
+// way; of exec, that of the command which it ran.
 package main
 
 import (
@@ -28,7 +29,7 @@ func main() {
 
 // run is one call of the command; it returns the exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	app := &adm.App{Out: stdout}
+	app := &adm.App{Out: stdout, Err: stderr}
 	root := command(app, stdin)
 	root.SetArgs(args)
 	root.SetOut(stdout)
@@ -38,6 +39,10 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return 0
 	}
 	fmt.Fprintln(stderr, "holdfast: "+err.Error())
+	var exit *adm.ExitError
+	if errors.As(err, &exit) {
+		return exit.Code
+	}
 	var wrong *adm.UsageError
 	if errors.As(err, &wrong) {
 		return 2

@@ -43,7 +43,22 @@ func TestWrongUsageIsSaidAndExitsWithTwo(t *testing.T) {
 		{"revoke no name", []string{"node", "revoke", "Shop_42"}, "Shop_42"},
 		{"unknown conversion", []string{"convert", "pods"}, `"pods"`},
 		{"convert without -f", []string{"convert", "devices", "a.yaml"}, "with -f"},
-		{"status format", []string{"status", "-o", "yaml"}, "yaml"},
+		{"status format", []string{"status", "-o", "xml"}, "xml"},
+		{"status of two nodes", []string{"status", "a", "b"}, "one node"},
+		{"status of no name", []string{"status", "Shop_42"}, "Shop_42"},
+		{"status of a node and of all", []string{"status", "a", "--offline"}, "--offline"},
+		{"status of both sides", []string{"status", "--edge", "--offline"}, "--edge"},
+		{"ps of something", []string{"ps", "till"}, `"till"`},
+		{"logs of nothing", []string{"logs"}, "NAMESPACE/NAME"},
+		{"logs of no pod", []string{"logs", "a/b/c"}, "a/b/c"},
+		{"logs of two namespaces", []string{"logs", "a/b", "-n", "c"}, "--namespace says c"},
+		{"logs since tomorrow", []string{"logs", "a", "--since", "-1h"}, "--since"},
+		{"logs of few bytes", []string{"logs", "a", "--limit-bytes", "-1"}, "--limit-bytes"},
+		{"logs of few lines", []string{"logs", "a", "--tail", "-2"}, "--tail"},
+		{"exec without a command", []string{"exec", "a"}, "-- COMMAND"},
+		{"exec without a command after --", []string{"exec", "a", "--"}, "-- COMMAND"},
+		{"exec without --", []string{"exec", "a", "ls"}, "-- COMMAND"},
+		{"exec in no pod", []string{"exec", "--", "ls"}, "NAMESPACE/NAME"},
 		{"listen", []string{"init", "--listen", "10350", "--data-dir", dir, "--config", dir + "/cloudcore.yaml"}, "listen"},
 		{"kubeconfig", []string{"init", "--kubeconfig", dir + "/none", "--data-dir", dir, "--config", dir + "/cloudcore.yaml"}, dir + "/none"},
 	} {
@@ -61,7 +76,7 @@ func TestWrongUsageIsSaidAndExitsWithTwo(t *testing.T) {
 }
 
 func TestHelpAndVersion(t *testing.T) {
-	for _, args := range [][]string{{}, {"--help"}, {"join", "--help"}, {"token"}, {"node"}, {"node", "revoke", "--help"}, {"convert"}, {"convert", "devices", "--help"}, {"version"}, {"--version"}} {
+	for _, args := range [][]string{{}, {"--help"}, {"join", "--help"}, {"token"}, {"node"}, {"node", "revoke", "--help"}, {"convert"}, {"convert", "devices", "--help"}, {"status", "--help"}, {"ps", "--help"}, {"logs", "--help"}, {"exec", "--help"}, {"version"}, {"--version"}} {
 		code, out := holdfast(t, "", args...)
 		if code != 0 || !strings.Contains(out, "holdfast") {
 			t.Errorf("%v: exit code %d:\n%s", args, code, out)
