@@ -191,8 +191,11 @@ func (in *initialization) note() error {
 	if err := j.NoteFile(in.o.Config); err != nil {
 		return err
 	}
-	if j.ControlPlaneDir != "" {
-		if err := j.NoteFolder(j.ControlPlaneDir); err != nil {
+	for _, dir := range []string{j.ControlPlaneDir, in.config.RunDir} {
+		if dir == "" {
+			continue
+		}
+		if err := j.NoteFolder(dir); err != nil {
 			return err
 		}
 	}
@@ -324,6 +327,9 @@ func (in *initialization) tell(ctx context.Context, admin *rest.Config) error {
 	in.printf("\nThe cloud is ready. On each edge node, as root:\n\n%s\n", join)
 	in.printf("\nThe token is valid for %s; `holdfast token create` makes another.\n", in.o.TokenTTL)
 	in.printf("Look at the cluster with:\n\n    export KUBECONFIG=%s\n    kubectl get nodes\n", in.journal.Kubeconfig)
+	if in.config.FleetListen != "" {
+		in.printf("\nand at its edge nodes in a browser: `holdfast fleet` prints the address.\n")
+	}
 	if in.o.Foreground {
 		in.printf("\nThis command keeps running; Ctrl-C stops the cloud and loses nothing. Logs are in %s.\n", in.config.DataDir)
 	}

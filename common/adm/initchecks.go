@@ -131,6 +131,13 @@ func (in *initialization) checkPorts(ctx context.Context) checklist.Result {
 		}
 		l.Close()
 	}
+	if to := in.config.FleetListen; to != "" && (in.o.Foreground || !in.Machine.UnitActive(ctx, systemd.Cloudcore)) {
+		l, err := net.Listen("tcp", to)
+		if err != nil {
+			return checklist.Doubt("stop that program, or set another fleetListen in "+in.o.Config, "the fleet's web page cannot be served at %s: %v", to, err)
+		}
+		l.Close()
+	}
 	return checklist.Good("free")
 }
 
