@@ -119,6 +119,7 @@ func (w *whole) start(ctx context.Context, s settings) error {
 	}
 	cfg := config.DefaultCloud()
 	cfg.Kubeconfig, cfg.Listen, cfg.HealthListen = filepath.Join(w.dir, "kubeconfig"), cloudAddress, healthAddress
+	cfg.RunDir, cfg.FleetListen = filepath.Join(w.dir, "run"), ""
 	cfg.AdvertiseAddresses, cfg.DataDir = []string{"127.0.0.1"}, filepath.Join(w.dir, "cloud")
 	text, err := config.Encode(cfg)
 	if err != nil {
