@@ -99,3 +99,49 @@ func OutageRoutes(check func(context.Context) Outage, hold func(time.Duration) (
 		})},
 	}
 }
+
+// Drill is what a rehearsed outage has shown, the report of `holdfast drill`.
+type Drill struct {
+	Node   string    `json:"node"`
+	Began  time.Time `json:"began"`
+	Ended  time.Time `json:"ended"`
+	Hold   string    `json:"hold"` // how long the line was to be down
+	Passed bool      `json:"passed"`
+	// Problems are why it was not passed.
+	Problems []string        `json:"problems,omitempty"`
+	Runtime  *DrilledRuntime `json:"runtime,omitempty"` // nil: it was not restarted
+	Line     DrilledLine     `json:"line"`
+	Pods     []DrilledPod    `json:"pods"`
+	// LeftOut are pods that were not ready before, of which nothing could be shown.
+	LeftOut []string `json:"leftOut,omitempty"`
+}
+
+// DrilledRuntime is what the restart of the container runtime did.
+type DrilledRuntime struct {
+	Command string  `json:"command"`
+	Seconds float64 `json:"seconds,omitempty"` // until it answered again
+	Problem string  `json:"problem,omitempty"`
+}
+
+// DrilledLine is what became of the line.
+type DrilledLine struct {
+	Cut     time.Time `json:"cut,omitzero"`
+	Back    time.Time `json:"back,omitzero"`
+	Waiting int       `json:"waiting"` // reports that waited for the hub at most
+	// BackSeconds is how long the line took to come back after it was let go,
+	// DrainedSeconds until the hub had taken all reports.
+	BackSeconds    float64 `json:"backSeconds"`
+	DrainedSeconds float64 `json:"drainedSeconds"`
+}
+
+// DrilledPod is what became of a pod that was ready before.
+type DrilledPod struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	// Ready: at the end, and without the cloud.
+	Ready           bool    `json:"ready"`
+	Reason          string  `json:"reason,omitempty"`
+	Restarts        int32   `json:"restarts"` // in this time
+	Replaced        int     `json:"replaced"` // containers that are others than before
+	NotReadySeconds float64 `json:"notReadySeconds"`
+}

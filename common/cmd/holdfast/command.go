@@ -35,7 +35,7 @@ On an edge node:  holdfast join HOST:PORT --token T --ca-hash sha256:H   (init p
 	root.PersistentFlags().StringVar(&app.Bin, "bin-dir", "", "folder with edgecore, cloudcore and controlplane (default: that of holdfast, then PATH)")
 	root.PersistentFlags().StringVar(&app.Machine.Root, "root", "", "folder that stands for / in the places of the operating system, for tests")
 	root.PersistentFlags().Lookup("root").Hidden = true
-	root.AddCommand(initCommand(app), tokenCommand(app), nodeCommand(app), fleetCommand(app), joinCommand(app), resetCommand(app, stdin), statusCommand(app), psCommand(app), logsCommand(app), execCommand(app, stdin), devicesCommand(app), convertCommand(app, stdin), &cobra.Command{
+	root.AddCommand(initCommand(app), tokenCommand(app), nodeCommand(app), fleetCommand(app), joinCommand(app), resetCommand(app, stdin), statusCommand(app), psCommand(app), logsCommand(app), execCommand(app, stdin), devicesCommand(app), doctorCommand(app), drillCommand(app), convertCommand(app, stdin), &cobra.Command{
 		Use: "version", Short: "Print the version", Args: noArguments,
 		Run: func(*cobra.Command, []string) { fmt.Fprintf(app.Out, "holdfast %s\n", version) },
 	})
