@@ -16,6 +16,7 @@ import (
 	"github.com/holdfast-edge/holdfast/common/config"
 	"github.com/holdfast-edge/holdfast/common/fleet"
 	"github.com/holdfast-edge/holdfast/common/localstatus"
+	"github.com/holdfast-edge/holdfast/common/pki"
 )
 
 // StatusOptions say whom to ask, and how to show the answer.
@@ -37,7 +38,7 @@ const askPatience = 30 * time.Second
 // works without a line to the hub; or the nodes of the cloud on this machine, asked of
 // cloudcore; or both.
 func (a *App) Status(ctx context.Context, o StatusOptions) error {
-	if err := o.checkOutput(); err != nil {
+	if err := o.check(); err != nil {
 		return err
 	}
 	sides, err := o.sides()
@@ -100,6 +101,8 @@ func (o StatusOptions) sides() (sides, error) {
 		return sides{}, usage("--edge is this machine's own node: leave out --cloud, --offline and a node's name")
 	case o.Edge:
 		return sides{edge: true}, nil
+	case ofCloud && !o.Cloud && o.Config == "" && o.RunDir == "" && !present().cloud:
+		return sides{}, usage("a node's name and --offline are for a server, and there is no %s on this machine: ask there, or name a config file with --config", config.CloudPath)
 	case o.Cloud || ofCloud:
 		return sides{cloud: true}, nil
 	case o.Config != "":
@@ -109,14 +112,32 @@ func (o StatusOptions) sides() (sides, error) {
 		cloud := exists(filepath.Join(o.RunDir, fleet.SocketName))
 		return sides{edge: !cloud || exists(filepath.Join(o.RunDir, localstatus.SocketName)), cloud: cloud}, nil
 	}
-	found := sides{
-		edge:  exists(config.EdgePath) || exists(filepath.Join(config.DefaultEdge().RunDir, localstatus.SocketName)),
-		cloud: exists(config.CloudPath) || exists(filepath.Join(config.DefaultCloud().RunDir, fleet.SocketName)),
-	}
+	found := present()
 	if !found.edge && !found.cloud {
 		return found, fmt.Errorf("this machine is neither an edge node (there is no %s) nor a cloud (%s): name a config file with --config, or the folder of the socket with --run-dir", config.EdgePath, config.CloudPath)
 	}
 	return found, nil
+}
+
+// present says what this machine is, by the files and sockets where they are when
+// nobody says otherwise.
+func present() sides {
+	return sides{
+		edge:  exists(config.EdgePath) || exists(filepath.Join(config.DefaultEdge().RunDir, localstatus.SocketName)),
+		cloud: exists(config.CloudPath) || exists(filepath.Join(config.DefaultCloud().RunDir, fleet.SocketName)),
+	}
+}
+
+func (o StatusOptions) check() error {
+	if o.Node != "" && o.Offline {
+		return usage("--offline lists nodes: leave out the name of one")
+	}
+	if o.Node != "" {
+		if err := pki.CheckNodeName(o.Node); err != nil {
+			return usage("%v; `holdfast status --cloud` lists the nodes", err)
+		}
+	}
+	return o.checkOutput()
 }
 
 func (o StatusOptions) checkOutput() error {

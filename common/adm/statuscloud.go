@@ -17,7 +17,6 @@ import (
 	"github.com/holdfast-edge/holdfast/common/adm/show"
 	"github.com/holdfast-edge/holdfast/common/config"
 	"github.com/holdfast-edge/holdfast/common/fleet"
-	"github.com/holdfast-edge/holdfast/common/pki"
 	"github.com/holdfast-edge/holdfast/common/unixsocket"
 )
 
@@ -29,12 +28,6 @@ func (a *App) cloudStatus(ctx context.Context, o StatusOptions) error {
 			return err
 		}
 		return a.show(o.Output, f, func() error { return show.Fleet(a.Out, f) })
-	}
-	if o.Offline {
-		return usage("--offline lists nodes: leave out the name of one")
-	}
-	if err := pki.CheckNodeName(o.Node); err != nil {
-		return usage("%v; `holdfast status --cloud` lists the nodes", err)
 	}
 	var d fleet.Detail
 	if err := o.askCloud(ctx, fleet.NodePath+url.PathEscape(o.Node), &d); err != nil {
