@@ -88,7 +88,7 @@ func (k *Kubectl) Call(stdin io.Reader, args ...string) *Call {
 	return c
 }
 
-// Call is a kubectl that runs. On a terminal Out has all that it prints.
+// Call is a command that runs, mostly kubectl. On a terminal Out has all that it prints.
 type Call struct {
 	Out, Err Text
 
@@ -116,7 +116,7 @@ func (c *Call) begin() {
 	})
 }
 
-// Signal sends a signal to kubectl.
+// Signal sends it a signal.
 func (c *Call) Signal(s syscall.Signal) {
 	c.s.Helper()
 	c.s.Must(c.cmd.Process.Signal(s))
@@ -169,10 +169,16 @@ func (c *Call) SaysWhere(what string, is func(string) bool) {
 // Terminal runs kubectl on a terminal of its own.
 func (k *Kubectl) Terminal(rows, columns uint16, args ...string) *Call {
 	k.Helper()
+	return k.OnTerminal(fmt.Sprintf("kubectl %s (%s, on a terminal)", strings.Join(args, " "), k.protocol), k.Command(args...), rows, columns)
+}
+
+// OnTerminal runs a command on a terminal of its own.
+func (s *Scene) OnTerminal(what string, cmd *exec.Cmd, rows, columns uint16) *Call {
+	s.Helper()
 	pty, tty, err := openTerminal()
-	k.Must(err)
+	s.Must(err)
 	defer tty.Close()
-	c := &Call{s: k.Scene, what: fmt.Sprintf("kubectl %s (%s, on a terminal)", strings.Join(args, " "), k.protocol), cmd: k.Command(args...), pty: pty, done: make(chan struct{})}
+	c := &Call{s: s, what: what, cmd: cmd, pty: pty, done: make(chan struct{})}
 	c.Resize(rows, columns)
 	c.cmd.Stdin, c.cmd.Stdout, c.cmd.Stderr = tty, tty, tty
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 )
@@ -38,10 +37,8 @@ func (w *World) AddHub(ctx context.Context, settings ...string) (*Hub, error) {
 	if err := os.MkdirAll(h.dir, 0o755); err != nil {
 		return nil, fmt.Errorf("add a hub: %w", err)
 	}
-	if len(settings) > 0 {
-		if err := os.WriteFile(h.config(), []byte(strings.Join(settings, "\n")+"\n"), 0o600); err != nil {
-			return nil, fmt.Errorf("add a hub: %w", err)
-		}
+	if err := placeSocket(h.config(), filepath.Join(h.dir, "run"), settings...); err != nil {
+		return nil, fmt.Errorf("add a hub: %w", err)
 	}
 	return h, h.Start(ctx)
 }

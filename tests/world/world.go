@@ -83,6 +83,18 @@ func (w *World) cloudDir() string        { return filepath.Join(w.Dir, "cloud") 
 func (w *World) controlPlaneDir() string { return filepath.Join(w.Dir, "controlplane") }
 func (w *World) cloudConfig() string     { return filepath.Join(w.Dir, "cloudcore.yaml") }
 
+// CloudConfig is the config file of the world's first cloudcore.
+func (w *World) CloudConfig() string { return w.cloudConfig() }
+
+// placeSocket gives a cloudcore a socket that no other on this machine has: its config
+// file says so before init writes the rest, unless there is one already.
+func placeSocket(config, dir string, settings ...string) error {
+	if _, err := os.Stat(config); err == nil {
+		return nil
+	}
+	return os.WriteFile(config, []byte(strings.Join(append(settings, "runDir: "+dir), "\n")+"\n"), 0o600)
+}
+
 // Kubeconfig is the administrator's.
 func (w *World) Kubeconfig() string { return filepath.Join(w.controlPlaneDir(), "admin.kubeconfig") }
 
@@ -100,6 +112,9 @@ var joinPattern = regexp.MustCompile(`holdfast join (\S+)[\s\\]+--token[= ](\S+)
 // StartCloud runs `holdfast init --foreground` and returns when it has printed
 // the join command. Called again after StopCloud or KillCloud it finds its data.
 func (w *World) StartCloud(ctx context.Context) error {
+	if err := placeSocket(w.cloudConfig(), filepath.Join(w.Dir, "cloud-run")); err != nil {
+		return fmt.Errorf("start the cloud: %w", err)
+	}
 	args := append([]string{
 		"init", "--foreground",
 		"--data-dir", w.cloudDir(), "--config", w.cloudConfig(),
