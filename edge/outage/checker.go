@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -59,7 +60,11 @@ type Checker struct {
 
 	looks chan struct{} // holds one token: who looks
 
+	changed atomic.Bool // the store has, since the memo was made
+
 	// of whoever looks
+	memo       memo
+	wasReady   bool          // the last look found nothing amiss
 	setup      runtime.Setup // as last told
 	setupAt    time.Time
 	fullCheck  time.Time // when the whole database was last read
@@ -107,6 +112,7 @@ func (c *Checker) Run(ctx context.Context) error {
 			if !concerns(change.Kind) {
 				continue
 			}
+			c.changed.Store(true)
 			if soon := time.Now().Add(lookAfter); soon.Before(due) {
 				due = soon
 				timer.Reset(lookAfter)
@@ -164,6 +170,7 @@ func (c *Checker) Look(caller context.Context, deep bool) localstatus.Outage {
 	}
 	out.Checks = Judge(facts)
 	v := Conclude(out.Checks)
+	c.wasReady = v.Ready
 	out.Ready, out.Reason, out.Message = v.Ready, v.Reason, v.Message
 	c.show(v)
 	return out

@@ -179,7 +179,7 @@ func TestALookFindsWhatTheNodeLacks(t *testing.T) {
 	p := webPod()
 	p.DeletionTimestamp = &metav1.Time{Time: time.Now()}
 	n.hold(wire.Kind_KIND_POD, "shop", "web", "u1", "2", p)
-	if got := n.failing(false); got != nil {
+	if got := n.failing(true); got != nil {
 		t.Errorf("with the pod deleted: %v", got)
 	}
 	n.runtime.set(func() { n.runtime.err = errors.New("connection refused") })
@@ -257,15 +257,22 @@ func BenchmarkLook(b *testing.B) {
 		p := webPod()
 		p.Name = "web-" + string(rune('a'+i))
 		p.UID = types.UID("uid-" + p.Name)
+		p.Spec.Volumes = p.Spec.Volumes[:1] // no tokens
 		add(wire.Kind_KIND_POD, p.Name, p)
 	}
-	if err := s.Apply(b.Context(), objects, nil); err != nil {
+	add(wire.Kind_KIND_SECRET, "key", &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "key"}, Data: map[string][]byte{"k": nil}})
+	if err := errors.Join(s.Apply(b.Context(), objects, nil), s.MarkSynced(b.Context())); err != nil {
 		b.Fatal(err)
 	}
 	c := New(Options{Node: "pi", Store: s, Runtime: func() Runtime { return &fakeRuntime{images: []string{webImage, pauseImage}} }, Pods: func() []pod.Summary { return nil },
 		Tokens: pod.NewTokens(s, nil, clock).Kept, HubTime: func() (time.Time, bool) { return time.Now(), true }, Wall: time.Now,
-		Certificate: func() (credential.Dates, error) { return credential.Dates{}, nil }, Database: filepath.Join(dir, "store.db"), PodsDir: dir})
+		Certificate: func() (credential.Dates, error) {
+			return credential.Dates{RenewalDue: time.Now().Add(time.Hour), Ends: time.Now().Add(time.Hour)}, nil
+		},
+		Database: filepath.Join(dir, "store.db"), PodsDir: dir})
 	for b.Loop() {
-		c.Look(b.Context(), false)
+		if out := c.Look(b.Context(), false); !out.Ready {
+			b.Fatal(out)
+		}
 	}
 }

@@ -22,7 +22,7 @@ import (
 
 // gather looks at everything once.
 func (c *Checker) gather(ctx context.Context, deep bool) Facts {
-	f := Facts{SyncedOnce: c.o.Store.SyncedOnce(), Objects: map[Object]Keys{}}
+	f := Facts{SyncedOnce: c.o.Store.SyncedOnce()}
 	f.Clock.System = time.Now()
 	if t, ok := c.o.HubTime(); ok {
 		f.Clock.Floor = t
@@ -31,29 +31,73 @@ func (c *Checker) gather(ctx context.Context, deep bool) Facts {
 	f.Certificate.Dates, f.Certificate.Err = c.o.Certificate()
 	f.Boot = c.boot()
 	f.Database = c.database(ctx, deep)
-	f.Pods, f.PodsErr = c.pods(ctx)
-	for i := range f.Pods {
-		for _, r := range references(f.Pods[i].Pod) {
-			if _, known := f.Objects[r.object]; known {
-				continue
-			}
-			keys, err := c.keys(ctx, r.object)
-			if err != nil {
-				f.PodsErr = err
-			}
-			f.Objects[r.object] = keys
-		}
+	// Where something is amiss, what mends it need not be told by the store: a token that
+	// has come, say.
+	if c.changed.Swap(false) || deep || !c.wasReady || c.memo.at.IsZero() || time.Since(c.memo.at) > memoFor {
+		c.memo = c.recall(ctx)
 	}
+	f.Objects, f.PodsErr = c.memo.objects, c.memo.err
+	f.Pods = c.alive(c.memo.pods)
 	c.runtime(ctx, &f)
 	return f
 }
 
-// pods are those that must run after a reboot: not those that are to go or have ended.
-func (c *Checker) pods(ctx context.Context) ([]PodFacts, error) {
+// memo is what the store holds of the pods. To read it all again each minute would be
+// most of what a look costs.
+type memo struct {
+	at      time.Time // zero: it is of no use
+	pods    []PodFacts
+	objects map[Object]Keys
+	err     error
+}
+
+// memoFor is how long a memo is believed where the store tells of no change.
+const memoFor = 5 * time.Minute
+
+// recall reads what the store holds.
+func (c *Checker) recall(ctx context.Context) memo {
+	m := memo{at: time.Now(), objects: map[Object]Keys{}}
 	all, err := c.o.Store.Pods(ctx)
 	if err != nil {
-		return nil, err
+		return memo{err: err}
 	}
+	for _, p := range all {
+		if p.DeletionTimestamp != nil {
+			continue
+		}
+		m.pods = append(m.pods, c.podFacts(ctx, p))
+		for _, r := range references(p) {
+			if _, known := m.objects[r.object]; known {
+				continue
+			}
+			keys, err := c.keys(ctx, r.object)
+			if err != nil {
+				return memo{err: err}
+			}
+			m.objects[r.object] = keys
+		}
+	}
+	return m
+}
+
+func (c *Checker) podFacts(ctx context.Context, p *corev1.Pod) PodFacts {
+	facts := PodFacts{Pod: p, Shown: map[string]bool{}, Hosts: map[string]HostPath{}}
+	facts.Tokens, facts.TokensErr = c.o.Tokens(ctx, p)
+	for i := range p.Spec.Volumes {
+		v := &p.Spec.Volumes[i]
+		switch {
+		case v.HostPath != nil && v.HostPath.Type != nil:
+			facts.Hosts[v.Name] = hostPath(v.HostPath.Path)
+		case v.ConfigMap != nil, v.Secret != nil, v.Projected != nil:
+			facts.Shown[v.Name] = c.shown(p, v.Name)
+		}
+	}
+	p.Labels, p.Annotations, p.ManagedFields = nil, nil, nil // nobody looks at these, and the memo stays
+	return facts
+}
+
+// alive are the pods that must run after a reboot: not those that have ended.
+func (c *Checker) alive(all []PodFacts) []PodFacts {
 	known := map[string]*pod.Summary{}
 	summaries := c.o.Pods()
 	for i := range summaries {
@@ -61,28 +105,16 @@ func (c *Checker) pods(ctx context.Context) ([]PodFacts, error) {
 	}
 	var out []PodFacts
 	for _, p := range all {
-		summary := known[string(p.UID)]
-		phase := p.Status.Phase
-		if summary != nil {
-			phase = corev1.PodPhase(summary.Phase)
+		p.Summary = known[string(p.Pod.UID)]
+		phase := p.Pod.Status.Phase
+		if p.Summary != nil {
+			phase = corev1.PodPhase(p.Summary.Phase)
 		}
-		if p.DeletionTimestamp != nil || phase == corev1.PodSucceeded || phase == corev1.PodFailed {
-			continue
+		if phase != corev1.PodSucceeded && phase != corev1.PodFailed {
+			out = append(out, p)
 		}
-		facts := PodFacts{Pod: p, Summary: summary, Shown: map[string]bool{}, Hosts: map[string]HostPath{}}
-		facts.Tokens, facts.TokensErr = c.o.Tokens(ctx, p)
-		for i := range p.Spec.Volumes {
-			v := &p.Spec.Volumes[i]
-			switch {
-			case v.HostPath != nil && v.HostPath.Type != nil:
-				facts.Hosts[v.Name] = hostPath(v.HostPath.Path)
-			case v.ConfigMap != nil, v.Secret != nil, v.Projected != nil:
-				facts.Shown[v.Name] = c.shown(p, v.Name)
-			}
-		}
-		out = append(out, facts)
 	}
-	return out, nil
+	return out
 }
 
 // shown says whether a volume's files have been written: edge/volume leaves a link
