@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -181,6 +182,55 @@ func TestWhereANodesLineLeads(t *testing.T) {
 	s.cut("lost")
 	if n := len(s.List(Query{}).Nodes); n != 2 {
 		t.Errorf("%d nodes are left", n)
+	}
+}
+
+// TestANodeOfAnotherHubIsLookedAt when somebody looks: its lease says who hears it,
+// and until when.
+func TestANodeOfAnotherHubIsLookedAt(t *testing.T) {
+	var s *scene
+	var asked atomic.Int32
+	s = newScene(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		switch r.URL.Path {
+		case "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/pi":
+			asked.Add(1)
+			fmt.Fprint(w, `{"kind":"Lease","apiVersion":"coordination.k8s.io/v1","metadata":{"name":"pi","annotations":{"holdfast.io/hub":"south"}},"spec":{"renewTime":"2026-03-01T11:59:50.000000Z"}}`)
+		case "/api/v1/pods":
+			if f := r.URL.Query().Get("fieldSelector"); f != "spec.nodeName=pi" {
+				t.Errorf("pods are listed by %q", f)
+			}
+			fmt.Fprint(w, `{"kind":"PodList","apiVersion":"v1","metadata":{},"items":[{"metadata":{"name":"a"},"status":{"phase":"Running","conditions":[{"type":"Ready","status":"True"}]}},{"metadata":{"name":"b"},"status":{"phase":"Pending"}},{"metadata":{"name":"c"},"status":{"phase":"Succeeded"}}]}`)
+		default:
+			http.NotFound(w, r)
+		}
+	}))
+	s.watched.onNode(edgeNode("pi", "own", corev1.ConditionTrue), false) // as it was when it was here
+	if n := s.one(t, "pi"); n.Connected || !n.Pods.Unknown {
+		t.Errorf("before a look: %+v", n)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	all.Go(func() { s.look(ctx) })
+	defer all.Wait()
+	defer cancel()
+	var n fleet.Node
+	for deadline := time.Now().Add(time.Minute); n.Pods.Total == 0; n = s.one(t, "pi") {
+		if time.Now().After(deadline) {
+			t.Fatalf("nobody looked: %+v", n)
+		}
+		runtime.Gosched()
+	}
+	if !n.Connected || n.Hub != "south" || n.Pods != (fleet.PodCount{Total: 2, Ready: 1}) || !n.LastSeen.Equal(time.Date(2026, 3, 1, 11, 59, 50, 0, time.UTC)) {
+		t.Errorf("after a look: %+v, last seen %v", n, n.LastSeen)
+	}
+	s.one(t, "pi")
+	if asked.Load() != 1 {
+		t.Errorf("its lease was read %d times", asked.Load())
+	}
+	s.clock = s.clock.Add(31 * time.Second) // the lease has ended, by what is known
+	if n := s.one(t, "pi"); n.Connected {
+		t.Errorf("after the lease's end: %+v", n)
 	}
 }
 

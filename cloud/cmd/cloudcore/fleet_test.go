@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -23,6 +24,7 @@ import (
 	"github.com/holdfast-edge/holdfast/common/config"
 	"github.com/holdfast-edge/holdfast/common/fleet"
 	"github.com/holdfast-edge/holdfast/common/link"
+	"github.com/holdfast-edge/holdfast/common/link/linktest"
 	"github.com/holdfast-edge/holdfast/common/wire"
 	"github.com/holdfast-edge/holdfast/tests/browser"
 )
@@ -380,6 +382,53 @@ func picture(t *testing.T, name string, page *browser.Page) {
 	}
 }
 
+// overTLS: on an address that others may reach the page is served with the hub's
+// certificate alone.
+func (p *place) overTLS(t *testing.T, token string) {
+	t.Helper()
+	before, err := os.ReadFile(p.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := strings.Replace(string(before), "fleetListen: 127.0.0.1:0", "fleetListen: 0.0.0.0:0", 1)
+	if err := os.WriteFile(p.config, []byte(open), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.stop()
+	p.start(t)
+	_, port, err := net.SplitHostPort(strings.TrimPrefix(p.page(t), "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair := linktest.NodeCert(t, p.ca, "shop-1")
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: p.ca.Pool(), Certificates: []tls.Certificate{pair}}}}
+	for given, want := range map[string]int{token: http.StatusOK, "": http.StatusUnauthorized} {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://127.0.0.1:"+port+fleet.Path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if given != "" {
+			r.Header.Set("Authorization", "Bearer "+given)
+		}
+		answer, err := client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		if answer.StatusCode != want {
+			t.Errorf("a node with its certificate, and the token (%v): %s", given != "", answer.Status)
+		}
+	}
+	if code, _, _ := p.ask(t, fleet.Path, token); code != http.StatusBadRequest {
+		t.Errorf("in plain HTTP: %d", code)
+	}
+	p.stop()
+	if err := os.WriteFile(p.config, before, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.start(t)
+}
+
 func (p *place) overARestart(t *testing.T) {
 	token := p.localToken(t)
 	p.stop()
@@ -399,6 +448,7 @@ func (p *place) overARestart(t *testing.T) {
 	if doc.Counts.All != 3 || len(doc.Nodes) != 3 {
 		t.Errorf("after the start: %+v", doc)
 	}
+	p.overTLS(t, token)
 	answer, err := http.Post(p.page(t)+fleet.Path, "application/json", strings.NewReader("{}"))
 	if err != nil {
 		t.Fatal(err)

@@ -23,6 +23,7 @@ import (
 	"github.com/holdfast-edge/holdfast/cloud/watch"
 	"github.com/holdfast-edge/holdfast/common/config"
 	"github.com/holdfast-edge/holdfast/common/metrics"
+	"github.com/holdfast-edge/holdfast/common/profiling"
 )
 
 // apiserver plays one that knows no objects. It returns a kubeconfig.
@@ -129,6 +130,39 @@ func TestMetricsOfAHubWithoutNodes(t *testing.T) {
 		if name := metrics.Family(series + " "); !regexp.MustCompile("(?m)^\\| `" + name + "`").Match(docs) {
 			t.Errorf("docs/metrics.md does not tell of %s", name)
 		}
+	}
+}
+
+// TestProfilesAreServedWhereTheConfigWantsThem: beside the metrics, and never on the
+// hub's own port.
+func TestProfilesAreServedWhereTheConfigWantsThem(t *testing.T) {
+	for _, wanted := range []bool{false, true} {
+		d, err := openDoor(t.Context(), config.Cloud{Listen: "127.0.0.1:0", HealthListen: "127.0.0.1:0", Profiling: wanted}, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		backend := httptest.NewTLSServer(nil) // for its certificate
+		none := http.NotFoundHandler()
+		go func() {
+			done <- d.serve(ctx, &tls.Config{Certificates: backend.TLS.Certificates}, none, none, none, none, func() bool { return true })
+		}()
+		for address, want := range map[string]bool{"http://" + d.health.Addr().String(): wanted, "https://" + d.public.Addr().String(): false} {
+			answer, err := backend.Client().Get(address + profiling.Path + "heap")
+			if err != nil {
+				t.Fatal(err)
+			}
+			answer.Body.Close()
+			if (answer.StatusCode == http.StatusOK) != want {
+				t.Errorf("profiling %v, %s: %s", wanted, address, answer.Status)
+			}
+		}
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		backend.Close()
 	}
 }
 

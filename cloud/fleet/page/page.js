@@ -125,7 +125,7 @@ function showFleet(params) {
     clearTimeout(typing);
     typing = setTimeout(() => change({ q: search.value.trim(), offset: 0 }), 150);
   });
-  main.replaceChildren(h("div", { class: "bar" }, search, h("div", { class: "bar", role: "group", "aria-label": "Show" }, ...states), where, back, on), h("div", { class: "wide" }, table, empty));
+  main.replaceChildren(h("h1", { class: "unseen" }, "Edge nodes"), h("div", { class: "bar" }, search, h("div", { class: "bar", role: "group", "aria-label": "Show" }, ...states), where, back, on), h("div", { class: "wide" }, table, empty));
 
   const mark = () => {
     for (const b of states) set(b, "aria-pressed", String(b.dataset.state === q.state));
