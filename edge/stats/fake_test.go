@@ -49,7 +49,6 @@ type machine struct {
 	root    string
 	runtime *fakeRuntime
 	pods    []*corev1.Pod
-	now     func() time.Time
 }
 
 func newMachine(t *testing.T, unified bool, now func() time.Time) *machine {
