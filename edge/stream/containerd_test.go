@@ -26,6 +26,8 @@ func TestContainerd(t *testing.T) {
 	}
 	run("LogsOfAPod", logsOfAPod)
 	run("ExecInAContainer", execInAContainer)
+	run("AttachToAContainer", attachToAContainer)
+	run("ForwardPorts", forwardPorts)
 }
 
 func logsOfAPod(t *testing.T, n *node) {

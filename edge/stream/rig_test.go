@@ -3,7 +3,6 @@ package stream_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -11,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -199,7 +199,7 @@ func serve(t *testing.T, o stream.Options) *api {
 	ctx, cut := context.WithCancel(context.Background())
 	a := &api{t: t, server: stream.New(o), options: o, cut: cut}
 	accepted := make(chan struct{})
-	streams := make(chan struct{}, 1000)
+	var streams sync.WaitGroup
 	go func() {
 		defer close(accepted)
 		for {
@@ -207,11 +207,7 @@ func serve(t *testing.T, o stream.Options) *api {
 			if err != nil {
 				return
 			}
-			streams <- struct{}{}
-			go func() {
-				a.server.Serve(ctx, c.(*net.TCPConn))
-				<-streams
-			}()
+			streams.Go(func() { a.server.Serve(ctx, c.(*net.TCPConn)) })
 		}
 	}()
 	a.client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DisableCompression: true,
@@ -222,12 +218,13 @@ func serve(t *testing.T, o stream.Options) *api {
 		cut()
 		l.Close()
 		<-accepted
-		eventually(t, "no stream is served any more", func() error {
-			if n := len(streams); n > 0 {
-				return fmt.Errorf("%d are", n)
-			}
-			return nil
-		})
+		over := make(chan struct{})
+		go func() { streams.Wait(); close(over) }()
+		select {
+		case <-over:
+		case <-time.After(patience):
+			t.Error("streams are still served after the session's end")
+		}
 	})
 	return a
 }

@@ -39,6 +39,7 @@ type Runtime interface {
 	ExecURL(ctx context.Context, id string, cmd []string, s runtime.Streams) (*url.URL, error)
 	AttachURL(ctx context.Context, id string, s runtime.Streams) (*url.URL, error)
 	PortForwardURL(ctx context.Context, sandbox string, ports []int32) (*url.URL, error)
+	Network(ctx context.Context, sandbox string) (path string, err error)
 	Exec(ctx context.Context, id string, cmd []string, timeout time.Duration) (runtime.ExecResult, error)
 }
 

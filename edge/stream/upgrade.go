@@ -75,6 +75,13 @@ func (s *Server) portForward(w http.ResponseWriter, r *http.Request) {
 		answer(w, err)
 		return
 	}
+	if network, ok := s.forwards(r, rt, sandbox); ok {
+		if network != nil {
+			defer network.Close()
+		}
+		s.forward(w, r, p.Namespace+"/"+p.Name, network)
+		return
+	}
 	target, err := rt.PortForwardURL(r.Context(), sandbox, ports)
 	s.handOn(w, r, target, err)
 }

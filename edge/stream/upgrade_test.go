@@ -30,7 +30,8 @@ type socket struct {
 // dial upgrades to websocket; what the server says if it does not.
 func (a *api) dial(path, protocol string) (*socket, string) {
 	a.t.Helper()
-	dialer := websocket.Dialer{Subprotocols: []string{protocol}, NetDialContext: a.client.Transport.(*http.Transport).DialContext}
+	// The buffer holds a message: containerd takes no fragments.
+	dialer := websocket.Dialer{WriteBufferSize: 64 << 10, Subprotocols: []string{protocol}, NetDialContext: a.client.Transport.(*http.Transport).DialContext}
 	c, response, err := dialer.DialContext(a.t.Context(), "ws://edge-1"+path, nil)
 	if err != nil {
 		if response == nil {
@@ -131,8 +132,9 @@ func execInAContainer(t *testing.T, n *node) {
 		data := bytes.Repeat([]byte("0123456789abcde\n"), 256<<10) // 4 MiB
 		sent := make(chan error, 1)
 		go func() {
-			for rest := data; len(rest) > 0; rest = rest[min(len(rest), 30<<10):] {
-				if err := s.WriteMessage(websocket.BinaryMessage, append([]byte{stdin}, rest[:min(len(rest), 30<<10)]...)); err != nil {
+			const most = 30 << 10
+			for at := 0; at < len(data); at += most {
+				if err := s.WriteMessage(websocket.BinaryMessage, append([]byte{stdin}, data[at:min(at+most, len(data))]...)); err != nil {
 					sent <- err
 					return
 				}
@@ -179,4 +181,75 @@ func execInAContainer(t *testing.T, n *node) {
 			}
 		}
 	})
+}
+
+func attachToAContainer(t *testing.T, n *node) {
+	tty := shell("main", "while read line; do echo got $line; done")
+	tty.Stdin, tty.TTY = true, true
+	p := newPod("console", tty)
+	n.apply(p)
+	n.await(p, "console runs", running)
+	s := n.open("/attach/shop/console/main?input=1&output=1") // tty is as the container has it
+	s.send(stdin, []byte("hello\n"))
+	s.await(stdout, "got hello\r\n")
+	s.Close()
+	again := n.open("/attach/shop/console/uid-console/main?input=1&output=1&tty=1")
+	again.send(stdin, []byte("again\n"))
+	again.await(stdout, "got again\r\n")
+}
+
+// forwarded sends a line to a port over one websocket and reads what comes back.
+func (a *api) forwarded(path, send string) string {
+	a.t.Helper()
+	s, refused := a.dial(path, "v4.channel.k8s.io")
+	if refused != "" {
+		a.t.Fatalf("%s: %s", path, refused)
+	}
+	s.send(0, []byte(send)) // channel 0 is data, 1 errors; each begins with the port's number
+	var data []byte
+	for begun := 0; ; {
+		_, message, err := s.ReadMessage()
+		if err != nil {
+			a.t.Fatalf("%s: after %q: %v", path, data, err)
+		}
+		switch {
+		case len(message) == 0:
+		case begun < 2:
+			begun++
+		case message[0] == 1:
+			a.t.Fatalf("%s: %s", path, message[1:])
+		default:
+			if data = append(data, message[1:]...); bytes.HasSuffix(data, []byte("\n")) {
+				return string(data)
+			}
+		}
+	}
+}
+
+func forwardPorts(t *testing.T, n *node) {
+	const server = "exec nc -ll -p %d -e sh -c 'read line; echo %s $line'"
+	cni := newPod("cni", shell("main", fmt.Sprintf(server, 8080, "cni")))
+	host := newPod("host", shell("main", fmt.Sprintf(server, 18080, "host")))
+	host.Spec.HostNetwork = true
+	n.apply(cni)
+	n.apply(host)
+	n.await(cni, "cni runs", running)
+	n.await(host, "host runs", running)
+	listens := func(pod, port string) {
+		eventually(t, pod+" listens", func() error {
+			code, body := n.call(http.MethodPost, "/run/shop/"+pod+"/main?cmd=grep+-q+:"+port+"+/proc/net/tcp+/proc/net/tcp6")
+			if code != http.StatusOK {
+				return errors.New(body)
+			}
+			return nil
+		})
+	}
+	listens("cni", fmt.Sprintf("%04X", 8080))
+	listens("host", fmt.Sprintf("%04X", 18080))
+	if got := n.forwarded("/portForward/shop/cni?port=8080", "one\n"); got != "cni one\n" {
+		t.Errorf("from the pod with its own network: %q", got)
+	}
+	if got := n.forwarded("/portForward/shop/host/uid-host?port=18080", "two\n"); got != "host two\n" {
+		t.Errorf("from the pod in the node's network: %q", got)
+	}
 }

@@ -1,0 +1,279 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	goruntime "runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/moby/spdystream"
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-edge/holdfast/edge/runtime"
+)
+
+// What is spoken to forward ports: a SPDY connection in which each forwarded connection
+// has two streams with a number in common, one for its bytes and one for what went wrong.
+const (
+	forwardUpgrade  = "SPDY/3.1"
+	forwardProtocol = "portforward.k8s.io"
+	protocolHeader  = "X-Stream-Protocol-Version"
+	streamType      = "Streamtype"
+	streamData      = "data"
+	streamError     = "error"
+	streamPort      = "Port"
+	streamRequest   = "Requestid"
+)
+
+// Bounds of a client that forwards ports.
+const (
+	maxForwards = 512           // connections at one time; more are refused
+	forwardIdle = 4 * time.Hour // without a byte of any of them
+	pairWithin  = 30 * time.Second
+	forwardDial = 10 * time.Second
+	// lastWords is how long a client may go on sending to one who has closed.
+	lastWords = time.Second
+)
+
+// forward serves the connections of one client itself: the runtime's own server ends one
+// as soon as either side has said all it has to say, and the answer would be lost. A nil
+// network is the node's own. It returns when all has ended.
+func (s *Server) forward(w http.ResponseWriter, r *http.Request, pod string, network *os.File) {
+	offered := r.Header.Values(protocolHeader)
+	if len(offered) > 0 && !slices.Contains(offered, forwardProtocol) {
+		answer(w, fail(http.StatusForbidden, "unable to upgrade: none of the protocols %q is spoken here: use %s", offered, forwardProtocol))
+		return
+	}
+	client, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		answer(w, fmt.Errorf("take over the connection: %w", err))
+		return
+	}
+	defer client.Close()
+	defer context.AfterFunc(r.Context(), func() { client.Close() })()
+	head := "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + forwardUpgrade + "\r\n" + protocolHeader + ": " + forwardProtocol + "\r\n\r\n"
+	if _, err := client.Write([]byte(head)); err != nil {
+		return
+	}
+	session, err := spdystream.NewConnection(bufferedConn{client, buffered.Reader}, true)
+	if err != nil {
+		s.log.Debug("a client that forwards ports cannot be spoken with", "pod", pod, "err", err)
+		return
+	}
+	session.SetIdleTimeout(forwardIdle)
+	ctx, cancel := context.WithCancel(r.Context())
+	f := &forwarder{s: s, ctx: ctx, pod: pod, network: network, halves: make(map[string]*spdystream.Stream)}
+	session.Serve(f.take) // until the client has gone
+	cancel()
+	f.open.Wait()
+}
+
+// forwarder is one client's forwarded connections.
+type forwarder struct {
+	s       *Server
+	ctx     context.Context // ends with the client
+	pod     string
+	network *os.File
+	open    sync.WaitGroup
+
+	mu     sync.Mutex
+	count  int
+	halves map[string]*spdystream.Stream // by number: those whose other stream has not come
+}
+
+// take takes a new stream. It is called by the session for one stream after the other.
+func (f *forwarder) take(st *spdystream.Stream) {
+	kind, request := st.Headers().Get(streamType), st.Headers().Get(streamRequest)
+	if kind != streamData && kind != streamError || request == "" {
+		_ = st.Refuse() // the client hears it, or has gone
+		return
+	}
+	if err := st.SendReply(http.Header{}, false); err != nil {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	other := f.halves[request]
+	switch {
+	case f.ctx.Err() != nil:
+		return
+	case other == nil && len(f.halves) >= maxForwards, other != nil && other.Headers().Get(streamType) == kind:
+		_ = st.Reset()
+		return
+	case other == nil:
+		f.halves[request] = st
+		time.AfterFunc(pairWithin, func() { f.giveUp(request, st) })
+		return
+	}
+	delete(f.halves, request)
+	data, problems := st, other
+	if kind == streamError {
+		data, problems = other, st
+	}
+	if f.count >= maxForwards {
+		f.open.Go(func() { f.end(data, problems, fmt.Errorf("%d connections are open already", maxForwards)) })
+		return
+	}
+	f.count++
+	f.open.Go(func() {
+		f.end(data, problems, f.connect(data))
+		f.mu.Lock()
+		f.count--
+		f.mu.Unlock()
+	})
+}
+
+// giveUp forgets a stream whose other one has not come.
+func (f *forwarder) giveUp(request string, st *spdystream.Stream) {
+	f.mu.Lock()
+	waits := f.halves[request] == st
+	if waits {
+		delete(f.halves, request)
+	}
+	f.mu.Unlock()
+	if waits {
+		_ = st.Reset()
+	}
+}
+
+// end ends both streams, and says what went wrong.
+func (f *forwarder) end(data, problems *spdystream.Stream, err error) {
+	if err != nil && f.ctx.Err() == nil {
+		_, _ = fmt.Fprintf(problems, "forward port %s of pod %s: %v", data.Headers().Get(streamPort), f.pod, err)
+	}
+	for _, st := range []*spdystream.Stream{data, problems} {
+		_ = st.Close()
+		_ = st.Reset() // whoever reads it stops; the client hears nothing of it
+	}
+}
+
+// connect connects to the port that a stream names and copies both ways, until the pod's
+// side has said all it has to say, or the client has gone.
+func (f *forwarder) connect(data *spdystream.Stream) error {
+	port, err := strconv.ParseUint(data.Headers().Get(streamPort), 10, 16)
+	if err != nil || port == 0 {
+		return errors.New("that is no port: it must be between 1 and 65535")
+	}
+	conn, err := f.dial(strconv.FormatUint(port, 10))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(f.ctx, func() { conn.Close() })()
+	said := make(chan struct{})
+	f.open.Go(func() {
+		defer close(said)
+		if transfer(conn, data, &f.s.buffers) != nil {
+			_ = data.Reset() // the pod's side reads no more
+			return
+		}
+		bufferedConn{Conn: conn}.closeWrite()
+		// A client that broke off looks the same as one that has said all, at first.
+		time.AfterFunc(lastWords, func() {
+			if data.IsFinished() {
+				conn.Close()
+			}
+		})
+	})
+	if err := transfer(unbroken{data}, conn, &f.s.buffers); err != nil {
+		if errors.Is(err, errBrokenOff) || errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		return err
+	}
+	if err := data.Close(); err != nil {
+		return nil // the client has gone
+	}
+	select {
+	case <-said:
+	case <-time.After(lastWords):
+	}
+	return nil
+}
+
+var errBrokenOff = errors.New("the client broke off")
+
+// unbroken is a stream to which nothing is written once the client has broken it off.
+type unbroken struct{ *spdystream.Stream }
+
+func (u unbroken) Write(b []byte) (int, error) {
+	if u.IsFinished() {
+		return 0, errBrokenOff
+	}
+	return u.Stream.Write(b)
+}
+
+// dial connects to a port of the pod's own loopback, as programs inside do.
+func (f *forwarder) dial(port string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(f.ctx, forwardDial)
+	defer cancel()
+	connect := f.s.o.Dial
+	if f.network != nil {
+		connect = f.dialInside
+	}
+	conn, err := connect(ctx, "tcp", net.JoinHostPort("127.0.0.1", port))
+	if err == nil {
+		return conn, nil
+	}
+	if six, failed := connect(ctx, "tcp", net.JoinHostPort("::1", port)); failed == nil {
+		return six, nil
+	}
+	return nil, err
+}
+
+// dialInside connects from the pod's network namespace. A thread makes the socket there
+// and comes back; one that cannot is not used again.
+func (f *forwarder) dialInside(ctx context.Context, network, address string) (net.Conn, error) {
+	type result struct {
+		conn net.Conn
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		goruntime.LockOSThread()
+		own, err := os.Open("/proc/thread-self/ns/net")
+		if err == nil {
+			defer own.Close()
+			err = unix.Setns(int(f.network.Fd()), unix.CLONE_NEWNET)
+		}
+		if err != nil {
+			goruntime.UnlockOSThread()
+			done <- result{nil, fmt.Errorf("enter the pod's network: %w", err)}
+			return
+		}
+		conn, err := new(net.Dialer).DialContext(ctx, network, address)
+		if unix.Setns(int(own.Fd()), unix.CLONE_NEWNET) == nil {
+			goruntime.UnlockOSThread()
+		} // else the thread ends with this goroutine
+		done <- result{conn, err}
+	}()
+	r := <-done
+	return r.conn, r.err
+}
+
+// forwards says whether this server forwards by itself, and to which network: to a pod
+// whose network the runtime tells, for clients that speak what kubectl's do.
+func (s *Server) forwards(r *http.Request, rt Runtime, sandbox string) (network *os.File, ok bool) {
+	if !strings.EqualFold(r.Header.Get("Upgrade"), forwardUpgrade) {
+		return nil, false
+	}
+	path, err := rt.Network(r.Context(), sandbox)
+	if err == nil && path == "" {
+		return nil, true
+	}
+	if err == nil {
+		network, err = os.Open(path)
+	}
+	if err != nil && !errors.Is(err, runtime.ErrNotFound) {
+		s.log.Debug("the runtime forwards ports: the pod's network cannot be opened", "sandbox", sandbox, "err", err)
+	}
+	return network, err == nil
+}
