@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/url"
 
@@ -105,4 +106,29 @@ func streamingURL(what, address string, err error) (*url.URL, error) {
 		return nil, fmt.Errorf("%s: the runtime's URL %q is of no use", what, address)
 	}
 	return u, nil
+}
+
+// Network is the path of the network namespace of a sandbox, for setns; empty: the node's
+// own. The error wraps ErrNotFound where the runtime does not tell.
+func (r *Runtime) Network(ctx context.Context, sandbox string) (string, error) {
+	resp, err := r.runtime.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: sandbox, Verbose: true})
+	if err != nil {
+		return "", fmt.Errorf("network of sandbox %s: %w", sandbox, wrap(err))
+	}
+	if resp.GetStatus().GetLinux().GetNamespaces().GetOptions().GetNetwork() == cri.NamespaceMode_NODE {
+		return "", nil
+	}
+	var info struct {
+		RuntimeSpec struct {
+			Linux struct{ Namespaces []struct{ Type, Path string } }
+		}
+	}
+	if err := json.Unmarshal([]byte(resp.GetInfo()["info"]), &info); err == nil {
+		for _, n := range info.RuntimeSpec.Linux.Namespaces {
+			if n.Type == "network" && n.Path != "" {
+				return n.Path, nil
+			}
+		}
+	}
+	return "", fmt.Errorf("network of sandbox %s: the runtime does not tell its path: %w", sandbox, ErrNotFound)
 }
