@@ -150,21 +150,32 @@ func TestKubectlAttachAndRun(t *testing.T) {
 			p.Spec.Containers[0].Stdin = true
 			p.Spec.Containers[0].Command = scene.Shell("while read line; do echo heard $line; done; echo deaf; sleep 1000")
 		})
-		in, out, err := os.Pipe()
-		w.Must(err)
-		defer out.Close()
-		call := w.Call(in, "attach", "-i", pod)
-		_, err = io.WriteString(out, "you\n")
-		w.Must(err)
+		// containerd ends an attach when its input ends, so both stay open.
+		attach := func() (*scene.Call, *os.File) {
+			in, out, err := os.Pipe()
+			w.Must(err)
+			w.Cleanup(func() { in.Close(); out.Close() })
+			return w.Call(in, "attach", "-i", pod), out
+		}
+		say := func(to *os.File, line string) {
+			_, err := io.WriteString(to, line+"\n")
+			w.Must(err)
+		}
+		call, in := attach()
+		say(in, "you")
 		call.Says("heard you")
 		call.Signal(syscall.SIGKILL)
 		call.Wait(scene.Patience)
-		in.Close()
 
-		// Without stdin it listens, beside others.
+		// Another comes later, beside one that only listens.
 		listener := w.Call(nil, "attach", pod)
-		second := w.Call(strings.NewReader("again\n"), "attach", "-i", pod)
+		second, in := attach()
+		say(in, "again")
 		second.Says("heard again")
+		w.Until("who listens hears it, too", func(context.Context) (bool, error) {
+			say(in, "all")
+			return strings.Contains(listener.Out.String(), "heard all"), nil
+		})
 		listener.Signal(syscall.SIGKILL)
 
 		name := w.name("once")

@@ -210,11 +210,11 @@ func TestKubectlGetRaw(t *testing.T) {
 			return strings.Contains(out, "node_cpu_usage_seconds_total") && strings.Contains(out, fmt.Sprintf(`pod=%q`, pod)), nil
 		})
 		var configz struct {
-			KubeletConfig map[string]any `json:"kubeletconfig"`
+			Edgecore struct{ NodeName string }
 		}
 		w.Must(json.Unmarshal([]byte(raw("/configz")), &configz))
-		if len(configz.KubeletConfig) == 0 {
-			w.Errorf("configz is empty")
+		if configz.Edgecore.NodeName != w.node.Name {
+			w.Errorf("configz: %+v", configz)
 		}
 		if got := raw("/logs/?query=edgecore"); !strings.Contains(got, "level=") && !strings.Contains(got, "edgecore") {
 			w.Errorf("logs/?query=edgecore: %q", got)
