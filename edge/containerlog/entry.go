@@ -73,6 +73,7 @@ type scanner struct {
 	r      io.Reader
 	buf    []byte
 	lo, hi int
+	seen   int   // bytes behind lo in which there is no newline
 	offset int64 // in the log, of buf[lo]
 	inside bool  // an entry has begun and not ended
 	bad    bool  // inside of what is no entry
@@ -86,7 +87,7 @@ func newScanner(r io.Reader) *scanner {
 
 // reset goes on in another file.
 func (s *scanner) reset(r io.Reader, offset int64) {
-	s.r, s.lo, s.hi, s.offset, s.inside, s.bad = r, 0, 0, offset, false, false
+	s.r, s.lo, s.hi, s.seen, s.offset, s.inside, s.bad = r, 0, 0, 0, offset, false, false
 }
 
 // next returns the next piece. After io.EOF it may be called again, when the log has
@@ -94,7 +95,8 @@ func (s *scanner) reset(r io.Reader, offset int64) {
 func (s *scanner) next() (*piece, error) {
 	for {
 		data := s.buf[s.lo:s.hi]
-		if end := bytes.IndexByte(data, '\n'); end >= 0 {
+		if end := bytes.IndexByte(data[s.seen:], '\n'); end >= 0 {
+			end += s.seen
 			s.take(end + 1)
 			if p := s.cut(data[:end+1], true); p != nil {
 				return p, nil
@@ -108,8 +110,11 @@ func (s *scanner) next() (*piece, error) {
 			}
 			continue
 		}
-		copy(s.buf, data)
-		s.lo, s.hi = 0, len(data)
+		if s.lo > 0 {
+			copy(s.buf, data)
+			s.lo, s.hi = 0, len(data)
+		}
+		s.seen = len(data)
 		n, err := s.r.Read(s.buf[s.hi:])
 		s.hi += n
 		if n == 0 && err != nil {
@@ -129,7 +134,7 @@ func (s *scanner) rest() *piece {
 }
 
 func (s *scanner) take(n int) {
-	s.lo += n
+	s.lo, s.seen = s.lo+n, 0
 	s.offset += int64(n)
 }
 
