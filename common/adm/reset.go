@@ -118,6 +118,7 @@ func (a *App) resetEdge(ctx context.Context, o ResetOptions, j *journal.Journal,
 	if err := a.removePods(ctx, j, uids); err != nil {
 		return err
 	}
+	a.unpinImages(ctx, j)
 	if err := unmountBelow(dir); err != nil {
 		return err
 	}
@@ -200,6 +201,25 @@ func (a *App) removePods(ctx context.Context, j *journal.Journal, uids map[strin
 		a.step("%d pods are gone", n)
 	}
 	return err
+}
+
+// unpinImages lets go the images that pods needed. What fails here is said and stops
+// nothing: a pin does no harm but that the image stays.
+func (a *App) unpinImages(ctx context.Context, j *journal.Journal) {
+	r, err := cri.Dial(j.RuntimeEndpoint)
+	if errors.Is(err, cri.ErrNoSocket) {
+		return
+	}
+	n := 0
+	if err == nil {
+		defer r.Close()
+		n, err = r.Unpin(ctx)
+	}
+	if err != nil {
+		a.step("the pins of images stay: %v", err)
+	} else if n > 0 {
+		a.step("%d images are pinned no more", n)
+	}
 }
 
 func (a *App) resetCloud(ctx context.Context, _ ResetOptions, j *journal.Journal, dir string) error {

@@ -76,9 +76,13 @@ func TestOfflineReadySaysWhatANodeLacks(t *testing.T) {
 	if code != 0 {
 		t.Errorf("exit code %d of a node that is ready:\n%s", code, out)
 	}
-	pinned := exec.Command("ctr", "-a", n.Containerd.Socket(), "-n", "k8s.io", "images", "list", "name=="+world.BusyboxImage)
-	if text, err := pinned.CombinedOutput(); err != nil || !strings.Contains(string(text), "io.cri-containerd.pinned=pinned") {
-		t.Errorf("the pod's image is not pinned: %v: %s", err, text)
+	labels := func() string {
+		text, err := exec.Command("ctr", "-a", n.Containerd.Socket(), "-n", "k8s.io", "images", "list").CombinedOutput()
+		s.Must(err)
+		return string(text)
+	}
+	if n := strings.Count(labels(), "io.cri-containerd.pinned=pinned"); n != 2 { // the pod's and the sandboxes'
+		t.Errorf("%d images are pinned:\n%s", n, labels())
 	}
 
 	removeImage(s, n, world.BusyboxImage)
@@ -98,6 +102,9 @@ func TestOfflineReadySaysWhatANodeLacks(t *testing.T) {
 	s.Must(n.KillEdgecore())
 	out, code = s.Holdfast(n, "doctor", "--config", n.Config(), "-o", "json")
 	s.Refused(out, code, "EdgecoreDown", "journalctl -u edgecore", "is good", "node "+n.Name+" has one")
+	if out, code = s.Holdfast(n, "reset", "--force", "--data-dir", n.DataDir()); code != 0 || strings.Contains(labels(), "pinned") {
+		t.Errorf("reset: exit code %d:\n%s\nimages:\n%s", code, out, labels())
+	}
 }
 
 // restarter serves --runtime-command: the machine of a test has no systemd.
