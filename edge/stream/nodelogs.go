@@ -60,8 +60,11 @@ func (l logFiles) Open(name string) (fs.File, error) {
 		if err != nil {
 			return nil, refuse(name, err)
 		}
-		if info.Mode()&fs.ModeSymlink == 0 {
+		if info.IsDir() || info.Mode().IsRegular() {
 			break
+		}
+		if info.Mode()&fs.ModeSymlink == 0 {
+			return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrPermission}
 		}
 		to, err := l.root.Readlink(name)
 		if err != nil {

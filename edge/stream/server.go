@@ -153,6 +153,10 @@ func (s *Server) bounded(next http.Handler) http.Handler {
 			http.Error(w, fmt.Sprintf("path %q has empty or relative parts", r.URL.Path), http.StatusBadRequest)
 			return
 		}
+		if _, err := url.ParseQuery(r.URL.RawQuery); err != nil { // else what is not understood would be passed over
+			http.Error(w, fmt.Sprintf("query of %s: %v", r.URL.Path, err), http.StatusBadRequest)
+			return
+		}
 		select {
 		case s.requests <- struct{}{}:
 			defer func() { <-s.requests }()
