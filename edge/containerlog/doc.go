@@ -4,5 +4,5 @@
 //
 // It holds some tens of KiB for each reader, however long lines and files are, and
 // waits for whoever does not read what it writes. It never writes to a log, and
-// never asks the runtime: whether a container still runs is told by the caller.
+// never asks the runtime, which imports this room for the names of rotated files: whether a container still runs is told by the caller.
 package containerlog

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// RotatedLayout is what rotation appends to the name of a log, behind a dot; the names
+// RotatedLayout is what rotation (edge/runtime) appends to the name of a log, behind a dot; the names
 // of one log sort by age. ".gz" follows once it is compressed.
 const RotatedLayout = "20060102-150405"
 

@@ -17,6 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/holdfast-edge/holdfast/edge/containerlog"
 )
 
 const (
@@ -156,7 +158,7 @@ func freeName(path string, now time.Time) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	const layout = "20060102-150405"
+	const layout = containerlog.RotatedLayout
 	last := ""
 	if len(old) > 0 {
 		last = strings.TrimSuffix(strings.TrimPrefix(old[len(old)-1], path+"."), ".gz")
@@ -195,7 +197,7 @@ func rotatedLogs(path string) ([]string, error) {
 			}
 			continue
 		}
-		if _, err := time.Parse("20060102-150405", strings.TrimSuffix(suffix, ".gz")); err != nil {
+		if _, err := time.Parse(containerlog.RotatedLayout, strings.TrimSuffix(suffix, ".gz")); err != nil {
 			continue // not ours
 		}
 		plain[full] = !strings.HasSuffix(full, ".gz")
