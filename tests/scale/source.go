@@ -261,7 +261,7 @@ func (k *sink) Renew(context.Context, string, report.Epoch) error {
 
 // RestoreNode and RestoreReady are part of hub.Reports.
 func (k *sink) RestoreNode(context.Context, string, report.Epoch) error { return nil }
-func (k *sink) NeedsEndpoint(*corev1.Node) (needs, known bool) { return false, true }
+func (k *sink) NeedsEndpoint(*corev1.Node) (needs, known bool)          { return false, true }
 
 func (k *sink) RestoreReady(context.Context, string, report.Epoch, *corev1.Pod) error {
 	return nil
