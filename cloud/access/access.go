@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"strings"
 	"sync"
@@ -26,9 +27,12 @@ import (
 // Limits of the reviews.
 const (
 	reviewTimeout = 10 * time.Second
-	maxReviews    = 16 // at a time: anybody may ask
+	maxReviews    = 16 // of tokens at a time, since anybody may show one, and as many of rights
 	maxToken      = 16 << 10
-	maxRemembered = 8192 // answers of either kind; beyond, all are forgotten
+	maxUsers      = 8192 // tokens remembered; beyond, all are forgotten
+	// maxDecisions is how many decisions are remembered: those of three who scrape
+	// 20,000 nodes, in some 10 MiB. Beyond, what has ended is forgotten, or else all.
+	maxDecisions = 1 << 16
 	// knownFor is how long a token that was found good is not reviewed again.
 	knownFor = 10 * time.Second
 	// deniedFor is how long what was denied is not asked again.
@@ -50,7 +54,8 @@ type Access struct {
 	allowedFor time.Duration
 	log        *slog.Logger
 	now        func() time.Time
-	reviews    chan struct{}
+	tokens     chan struct{} // reviews that run
+	rights     chan struct{} // apart, so that strangers' tokens keep nobody who is known waiting
 	authority  authority
 
 	mu        sync.Mutex
@@ -80,7 +85,8 @@ func New(o Options) *Access {
 		o.AllowedFor = 10 * time.Second
 	}
 	return &Access{
-		client: o.Client, allowedFor: o.AllowedFor, log: o.Log, now: o.Now, reviews: make(chan struct{}, maxReviews),
+		client: o.Client, allowedFor: o.AllowedFor, log: o.Log, now: o.Now,
+		tokens: make(chan struct{}, maxReviews), rights: make(chan struct{}, maxReviews),
 		users: make(map[[sha256.Size]byte]knownUser), decisions: make(map[[sha256.Size]byte]decision),
 	}
 }
@@ -135,7 +141,7 @@ func (a *Access) byToken(ctx context.Context, token string) (*authenticationv1.U
 		return known.user, nil
 	}
 	var who *authenticationv1.TokenReview
-	err := a.review(ctx, func(ctx context.Context) (err error) {
+	err := a.review(ctx, a.tokens, func(ctx context.Context) (err error) {
 		who, err = a.client.AuthenticationV1().TokenReviews().Create(ctx,
 			&authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token}}, metav1.CreateOptions{})
 		return err
@@ -149,7 +155,7 @@ func (a *Access) byToken(ctx context.Context, token string) (*authenticationv1.U
 	user := &who.Status.User
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.users) >= maxRemembered {
+	if len(a.users) >= maxUsers {
 		clear(a.users)
 	}
 	a.users[key] = knownUser{user, a.now().Add(knownFor)}
@@ -185,7 +191,7 @@ func (a *Access) authorize(ctx context.Context, user *authenticationv1.UserInfo,
 		extra[k] = authorizationv1.ExtraValue(v)
 	}
 	var may *authorizationv1.SubjectAccessReview
-	err := a.review(ctx, func(ctx context.Context) (err error) {
+	err := a.review(ctx, a.rights, func(ctx context.Context) (err error) {
 		may, err = a.client.AuthorizationV1().SubjectAccessReviews().Create(ctx, &authorizationv1.SubjectAccessReview{
 			Spec: authorizationv1.SubjectAccessReviewSpec{User: user.Username, UID: user.UID, Groups: user.Groups, Extra: extra, ResourceAttributes: want},
 		}, metav1.CreateOptions{})
@@ -198,13 +204,21 @@ func (a *Access) authorize(ctx context.Context, user *authenticationv1.UserInfo,
 	if !may.Status.Allowed {
 		d = decision{err: refuse(http.StatusForbidden, "%s may not %s%s", user.Username, asked(want), because(may.Status.Reason)), until: a.now().Add(deniedFor)}
 	}
+	a.remember(key, d)
+	return d.err
+}
+
+func (a *Access) remember(key [sha256.Size]byte, d decision) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.decisions) >= maxRemembered {
-		clear(a.decisions)
+	if len(a.decisions) >= maxDecisions {
+		now := a.now()
+		maps.DeleteFunc(a.decisions, func(_ [sha256.Size]byte, d decision) bool { return !now.Before(d.until) })
+		if len(a.decisions) > maxDecisions/2 { // else every further one would go through them all
+			clear(a.decisions)
+		}
 	}
 	a.decisions[key] = d
-	return d.err
 }
 
 // asked is what was asked for, as "kubectl auth can-i" takes it.
@@ -234,12 +248,12 @@ func because(reason string) string {
 }
 
 // review runs one question to the apiserver, of a bounded number at a time.
-func (a *Access) review(ctx context.Context, f func(context.Context) error) error {
+func (a *Access) review(ctx context.Context, slots chan struct{}, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
 	defer cancel()
 	select {
-	case a.reviews <- struct{}{}:
-		defer func() { <-a.reviews }()
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
 	case <-ctx.Done():
 		return errors.New("too many requests at a time")
 	}
