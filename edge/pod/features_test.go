@@ -76,7 +76,7 @@ func TestContainersGetWhatThePodSays(t *testing.T) {
 	c.Resources.Limits = corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("64Mi")}
 	c.VolumeMounts = []corev1.VolumeMount{
 		{Name: "cfg", MountPath: "/cfg"}, {Name: "cfg", MountPath: "/sub/greeting", SubPath: "greeting"}, {Name: "token", MountPath: "/token"},
-		{Name: "secret", MountPath: "/secret"}, {Name: "scratch", MountPath: "/scratch"},
+		{Name: "secret", MountPath: "/secret"}, {Name: "scratch", MountPath: "/scratch"}, {Name: "down", MountPath: "/down"},
 	}
 	init := shell("prepare", "echo prepared >/scratch/from-init")
 	init.VolumeMounts = []corev1.VolumeMount{{Name: "scratch", MountPath: "/scratch"}}
@@ -87,6 +87,8 @@ func TestContainersGetWhatThePodSays(t *testing.T) {
 		{Name: "scratch", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}},
 		{Name: "token", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{
 			{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Path: "token", Audience: "vault"}}}}}},
+		{Name: "down", VolumeSource: corev1.VolumeSource{DownwardAPI: &corev1.DownwardAPIVolumeSource{Items: []corev1.DownwardAPIVolumeFile{
+			{Path: "app", FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.labels['app']"}}}}}},
 	}
 	n.apply(p)
 	// Nothing is there yet: the pod waits and says why, and goes on when it comes.
@@ -109,13 +111,21 @@ func TestContainersGetWhatThePodSays(t *testing.T) {
 	// A ConfigMap that changes shows in the running container.
 	n.putConfigMap("settings", map[string]string{"greeting": "good evening\n", "ONE": "1"})
 	id := strings.TrimPrefix(s.ContainerStatuses[0].ContainerID, "containerd://")
-	n.await("the new content shows", func() error {
-		r, err := n.runtime.Exec(t.Context(), id, []string{"cat", "/cfg/greeting"}, patience)
-		if err != nil || string(r.Stdout) != "good evening\n" {
-			return errStill
-		}
-		return nil
-	})
+	shows := func(file, want string) {
+		n.await(file+" shows the new content", func() error {
+			r, err := n.runtime.Exec(t.Context(), id, []string{"cat", file}, patience)
+			if err != nil || string(r.Stdout) != want {
+				return errStill
+			}
+			return nil
+		})
+	}
+	shows("/cfg/greeting", "good evening\n")
+	// So does a label.
+	relabelled := p.DeepCopy()
+	relabelled.Labels["app"] = "renamed"
+	n.apply(relabelled)
+	shows("/down/app", "renamed")
 	// Offline reboot: the token is the stored one.
 	n.online.Store(false)
 	n.reboot()

@@ -3,8 +3,10 @@ package pod
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -105,6 +107,16 @@ func addressed(p *corev1.Pod, podIPs, hostIPs []string) *corev1.Pod {
 		q.Status.HostIPs = append(q.Status.HostIPs, corev1.HostIP{IP: ip})
 	}
 	return &q
+}
+
+// showsOther says whether a pod's volumes show labels or annotations that have changed.
+func showsOther(before, now *corev1.Pod) bool {
+	if maps.Equal(before.Labels, now.Labels) && maps.Equal(before.Annotations, now.Annotations) {
+		return false
+	}
+	return slices.ContainsFunc(now.Spec.Volumes, func(v corev1.Volume) bool {
+		return v.DownwardAPI != nil || v.Projected != nil && slices.ContainsFunc(v.Projected.Sources, func(s corev1.VolumeProjection) bool { return s.DownwardAPI != nil })
+	})
 }
 
 // refresh brings the volumes of a running pod up to date with what they show.

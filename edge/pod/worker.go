@@ -165,12 +165,15 @@ func (w *worker) wakeAt(at time.Duration) {
 
 // turn takes in what was told, observes if need be, plans, begins actions and reports.
 func (w *worker) turn(ctx context.Context, in inbox) {
+	before := w.pod
 	w.absorb(in)
 	if w.pod == nil {
 		return
 	}
 	if in.refresh {
 		clear(w.hold)
+	}
+	if in.refresh || before != nil && showsOther(before, w.pod) {
 		w.refresh(ctx)
 	}
 	if !w.observe(ctx) {
