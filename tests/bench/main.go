@@ -1,7 +1,7 @@
 // Command bench measures what an issue or the README states: how fast pods come
 // up and come back beside the bare runtime in the same run, what edgecore costs a
-// small machine, what it puts on a metered line at rest, and how many devices it
-// serves how soon.
+// small machine, what it puts on a metered line at rest, how many devices it
+// serves how soon, and how logs, exec, cp and port-forward do beside a kubelet's.
 package main
 
 import (
@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/holdfast-edge/holdfast/tests/tool"
 	"github.com/holdfast-edge/holdfast/tests/world"
 )
 
@@ -31,15 +32,11 @@ type settings struct {
 
 // allFigures are those that can be asked for. Where one is about pods, the floor is measured too: it is
 // what they are multiples of.
-const allFigures = "apply,reboot,memory,line,devices"
+const allFigures = "apply,reboot,memory,line,devices,streams"
 
 func (s *settings) wants(figure string) bool { return slices.Contains(s.figures, figure) }
 
 func main() {
-	if err := world.Enter(); err != nil {
-		fmt.Fprintln(os.Stderr, "bench:", err)
-		os.Exit(1)
-	}
 	var s settings
 	flag.IntVar(&s.pods, "pods", 20, "one-container pods")
 	flag.IntVar(&s.rounds, "rounds", 3, "rounds of floor, apply and reboot")
@@ -51,12 +48,24 @@ func main() {
 		s.against = strings.Split(*against, ",")
 	}
 	s.figures = strings.Split(*figures, ",")
+	if err := errors.Join(world.Outside(s.build), world.Enter()); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, s); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
+}
+
+// build brings what is compared with up to date, where the network is.
+func (s *settings) build() error {
+	if !s.wants("streams") {
+		return nil
+	}
+	return tool.Build(tool.Kubelet)
 }
 
 func run(ctx context.Context, s settings) (err error) {
@@ -78,18 +87,23 @@ func run(ctx context.Context, s settings) (err error) {
 }
 
 func (b *bench) run(ctx context.Context) error {
-	if slices.ContainsFunc(b.figures, func(figure string) bool { return figure != "devices" }) {
+	if slices.ContainsFunc(b.figures, func(figure string) bool { return figure != "devices" && figure != "streams" }) {
 		if err := b.measurePods(ctx); err != nil {
 			return err
 		}
 	}
 	if b.wants("devices") {
-		return b.measureDevices(ctx)
+		if err := b.measureDevices(ctx); err != nil {
+			return err
+		}
+	}
+	if b.wants("streams") {
+		return b.measureStreams(ctx)
 	}
 	return nil
 }
 
-// measurePods takes all figures but those of devices, beside the floor.
+// measurePods takes all figures but those of devices and streams, beside the floor.
 func (b *bench) measurePods(ctx context.Context) error {
 	if err := b.verbose(); err != nil {
 		return err

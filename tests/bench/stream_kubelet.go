@@ -1,0 +1,204 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/holdfast-edge/holdfast/tests/rig"
+	"github.com/holdfast-edge/holdfast/tests/rig/image"
+	"github.com/holdfast-edge/holdfast/tests/tool"
+	"github.com/holdfast-edge/holdfast/tests/world"
+)
+
+const (
+	kubeletNode = "kubelet"
+	kubeletPort = 10450
+)
+
+// kubelet is a real one beside the apiserver, with a containerd like those of the edge nodes: what edgecore
+// at the far end of its line is compared with.
+type kubelet struct {
+	dir        string
+	containerd *rig.Containerd
+	cmd        *exec.Cmd
+	log        *os.File
+}
+
+// startKubelet returns when its node is Ready.
+func startKubelet(ctx context.Context, w *world.World) (_ *kubelet, err error) {
+	k := &kubelet{dir: filepath.Join(w.Dir, kubeletNode)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("start a kubelet: %w", err), k.stop(w))
+		}
+	}()
+	if err := os.MkdirAll(k.podLogs(), 0o755); err != nil {
+		return k, err
+	}
+	if k.containerd, err = rig.StartContainerd(ctx, rig.Options{CNI: true}); err != nil {
+		return k, err
+	}
+	busybox, err := image.Busybox(world.BusyboxImage)
+	if err != nil {
+		return k, err
+	}
+	if err := k.containerd.Import(ctx, busybox); err != nil {
+		return k, err
+	}
+	if err := k.configure(w); err != nil {
+		return k, err
+	}
+	binary, err := tool.Path(tool.Kubelet)
+	if err != nil {
+		return k, err
+	}
+	if k.log, err = os.Create(filepath.Join(k.dir, "kubelet.log")); err != nil {
+		return k, err
+	}
+	k.cmd = exec.Command(binary, "--config", filepath.Join(k.dir, "config.yaml"), "--kubeconfig", w.Kubeconfig(), "--root-dir", filepath.Join(k.dir, "root"),
+		"--cert-dir", filepath.Join(k.dir, "pki"), "--hostname-override", kubeletNode, "--node-ip", w.Bridge.Addr().String())
+	k.cmd.Stdout, k.cmd.Stderr = k.log, k.log
+	if err := k.cmd.Start(); err != nil {
+		k.cmd = nil
+		return k, err
+	}
+	err = world.Eventually(ctx, patience, "the kubelet's node is Ready", func(ctx context.Context) (bool, error) {
+		n, err := w.Client().CoreV1().Nodes().Get(ctx, kubeletNode, metav1.GetOptions{})
+		if err != nil {
+			return false, err
+		}
+		return world.NodeReady(n) == corev1.ConditionTrue, nil
+	})
+	if err != nil {
+		return k, fmt.Errorf("%w; it says:\n%s", err, k.said())
+	}
+	return k, nil
+}
+
+func (k *kubelet) podLogs() string { return filepath.Join(k.dir, "pod-logs") }
+
+// said is the end of its log.
+func (k *kubelet) said() string {
+	text, err := os.ReadFile(k.log.Name())
+	if err != nil {
+		return err.Error()
+	}
+	return string(text[max(0, len(text)-4000):])
+}
+
+// configure writes its config and a certificate of the cluster's CA.
+func (k *kubelet) configure(w *world.World) error {
+	pki := filepath.Join(w.Dir, "controlplane", "pki")
+	cert, key, err := serving(filepath.Join(pki, "ca.crt"), filepath.Join(pki, "ca.key"), net.ParseIP(w.Bridge.Addr().String()))
+	if err != nil {
+		return err
+	}
+	config := fmt.Sprintf(`apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+address: %s
+port: %d
+healthzPort: 0
+tlsCertFile: %s
+tlsPrivateKeyFile: %s
+authentication: {anonymous: {enabled: false}, webhook: {enabled: true}, x509: {clientCAFile: %s}}
+authorization: {mode: Webhook}
+containerRuntimeEndpoint: %q
+podLogsDir: %s
+failCgroupV1: false
+failSwapOn: false
+cgroupDriver: cgroupfs
+cgroupsPerQOS: false
+enforceNodeAllocatable: []
+makeIPTablesUtilChains: false
+oomScoreAdj: 0
+resolvConf: ""
+imageGCHighThresholdPercent: 100
+imageGCLowThresholdPercent: 99
+evictionHard: {nodefs.available: "0%%", imagefs.available: "0%%", nodefs.inodesFree: "0%%", imagefs.inodesFree: "0%%", memory.available: "1Mi"}
+`, w.Bridge.Addr(), kubeletPort, filepath.Join(k.dir, "serving.crt"), filepath.Join(k.dir, "serving.key"), filepath.Join(pki, "ca.crt"), k.containerd.Endpoint(), k.podLogs())
+	return errors.Join(
+		os.WriteFile(filepath.Join(k.dir, "serving.crt"), cert, 0o600), os.WriteFile(filepath.Join(k.dir, "serving.key"), key, 0o600),
+		os.WriteFile(filepath.Join(k.dir, "config.yaml"), []byte(config), 0o600))
+}
+
+// stop ends it and what it has started.
+func (k *kubelet) stop(w *world.World) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var errs []error
+	if k.cmd != nil {
+		if err := k.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			errs = append(errs, err)
+		}
+		late := time.AfterFunc(30*time.Second, func() { _ = k.cmd.Process.Kill() })
+		_ = k.cmd.Wait() // how it ends is of no interest
+		late.Stop()
+		errs = append(errs, k.log.Close(), w.Client().CoreV1().Nodes().Delete(ctx, kubeletNode, metav1.DeleteOptions{}))
+	}
+	if k.containerd != nil {
+		errs = append(errs, k.containerd.Stop(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// serving is a certificate for an address, signed by the CA of two files.
+func serving(caCert, caKey string, address net.IP) (certPEM, keyPEM []byte, err error) {
+	read := func(file string) []byte {
+		text, failed := os.ReadFile(file)
+		err = errors.Join(err, failed)
+		if block, _ := pem.Decode(text); block != nil {
+			return block.Bytes
+		}
+		return nil
+	}
+	caDER, caKeyDER := read(caCert), read(caKey)
+	if err != nil {
+		return nil, nil, err
+	}
+	ca, err := x509.ParseCertificate(caDER)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read %s: %w", caCert, err)
+	}
+	signer, err := x509.ParseECPrivateKey(caKeyDER)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read %s: %w", caKey, err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, err
+	}
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "system:node:" + kubeletNode, Organization: []string{"system:nodes"}},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), IPAddresses: []net.IP{address},
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}, ca, key.Public(), signer)
+	if err != nil {
+		return nil, nil, err
+	}
+	keyDER, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		return nil, nil, err
+	}
+	var cert, private bytes.Buffer
+	err = errors.Join(pem.Encode(&cert, &pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.Encode(&private, &pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER}))
+	return cert.Bytes(), private.Bytes(), err
+}
