@@ -68,8 +68,11 @@ func (t *Tunnel) listAll(ctx context.Context) error {
 // directory is where the Nodes of the cluster say that they are reached. It costs a
 // hub some hundred bytes a node.
 type directory struct {
-	mu  sync.Mutex
-	all map[string]place
+	address netip.Addr // of this hub
+
+	mu     sync.Mutex
+	all    map[string]place
+	claims map[int]string // by port of address: whose Node names it, opened here or not
 }
 
 // place is where one node is reached.
@@ -93,18 +96,43 @@ func (d *directory) learnFirst(node string, at place) bool {
 	if _, ok := d.all[node]; ok {
 		return false
 	}
-	d.all[node] = at
+	d.set(node, at)
 	return true
 }
 
 func (d *directory) learn(node string, at place) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.set(node, at)
+}
+
+// set is called with mu held. Of two Nodes that name one port the first has it.
+func (d *directory) set(node string, at place) {
+	d.unclaim(node)
 	d.all[node] = at
+	if at.port != 0 && at.address == d.address && d.claims[at.port] == "" {
+		d.claims[at.port] = node
+	}
+}
+
+func (d *directory) unclaim(node string) {
+	if was, ok := d.all[node]; ok && was.address == d.address && d.claims[was.port] == node {
+		delete(d.claims, was.port)
+	}
+}
+
+// claimed says that a port is where another Node leads. Whoever asks for that one
+// would meet this one.
+func (d *directory) claimed(node string, port int) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	owner := d.claims[port]
+	return owner != "" && owner != node
 }
 
 func (d *directory) forget(node string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.unclaim(node)
 	delete(d.all, node)
 }

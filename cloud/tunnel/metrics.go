@@ -35,6 +35,9 @@ func (c *counts) begin() { c.open.Add(1) }
 
 func (c *counts) end(path string, code int) {
 	c.open.Add(-1)
+	if http.StatusText(code) == "" { // a node may answer with any number
+		code = code / 100 * 100
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.requests == nil {

@@ -20,10 +20,14 @@ import (
 const (
 	backlog  = 64
 	maxConns = 8192 // connections of all ports together; beyond, new ones are closed
+	// crowd is how many connections may be kept for a next request: beyond, each ends
+	// with its answer. Who scrapes 20,000 nodes would keep one to each.
+	crowd = maxConns / 4
 	// maxTries is how many ports in a row are tried for a node: others may have them.
 	maxTries = 512
 	// startPatience is how long an accept waits after the process ran out of files.
 	startPatience = 50 * time.Millisecond
+	tellAgain     = time.Minute
 )
 
 // Why a node gets no port.
@@ -40,12 +44,14 @@ type ports struct {
 	first, last int
 	most        int // ports at a time, for the sake of the files
 	log         *slog.Logger
+	claimed     func(node string, port int) bool // by another node, which is not to be met there
 
 	epoll   *os.File
 	accept  chan net.Conn
 	done    chan struct{}
 	stopped chan struct{}
 	open    atomic.Int64 // connections
+	told    time.Time    // when run last logged that a connection must wait
 
 	mu     sync.Mutex
 	next   int
@@ -90,7 +96,7 @@ func openPorts(bind netip.Addr, first, last int, log *slog.Logger) (*ports, erro
 	files := unix.Rlimit{Cur: 1024}
 	_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &files) // else the least that there is
 	p := &ports{
-		bind: bind, first: first, last: last, most: int(min(files.Cur, 1<<30) / 5), next: first, log: log, epoll: os.NewFile(uintptr(fd), "epoll"),
+		bind: bind, first: first, last: last, most: int(min(files.Cur, 1<<30) / 5), next: first, log: log, claimed: func(string, int) bool { return false }, epoll: os.NewFile(uintptr(fd), "epoll"),
 		accept: make(chan net.Conn), done: make(chan struct{}), stopped: make(chan struct{}),
 		nodes: make(map[string]nodePort), owners: make(map[int]string), byFD: make(map[int32]string),
 	}
@@ -104,6 +110,9 @@ func (p *ports) of(node string) int {
 	defer p.mu.Unlock()
 	return p.nodes[node].port
 }
+
+// crowded says that connections are not to be kept open for more.
+func (p *ports) crowded() bool { return p.open.Load() > crowd }
 
 // count is how many nodes have a port.
 func (p *ports) count() int {
@@ -126,18 +135,21 @@ func (p *ports) give(node string, wanted int) (int, error) {
 	if len(p.nodes) >= p.most {
 		return 0, fmt.Errorf("listen for node %s: %w", node, errNoFiles)
 	}
-	if wanted >= p.first && wanted <= p.last && p.owners[wanted] == "" {
+	if wanted >= p.first && wanted <= p.last && p.free(node, wanted) {
 		if err := p.listen(node, wanted); err == nil {
 			return wanted, nil
 		}
 	}
 	size := p.last - p.first + 1
+	if len(p.owners) >= size { // asked for again and again, by each node that gets none
+		return 0, fmt.Errorf("listen for node %s: %w", node, errNoPort)
+	}
 	for tries := 0; tries < size; tries++ {
 		port := p.next
 		if p.next++; p.next > p.last {
 			p.next = p.first
 		}
-		if p.owners[port] != "" {
+		if !p.free(node, port) {
 			continue
 		}
 		err := p.listen(node, port)
@@ -155,10 +167,15 @@ func (p *ports) give(node string, wanted int) (int, error) {
 func (p *ports) keep(node string, port int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed || len(p.nodes) >= p.most || port < p.first || port > p.last || p.owners[port] != "" || p.nodes[node].port != 0 {
+	if p.closed || len(p.nodes) >= p.most || port < p.first || port > p.last || !p.free(node, port) || p.nodes[node].port != 0 {
 		return false
 	}
 	return p.listen(node, port) == nil
+}
+
+// free says that a port is nobody else's; it is called with mu held.
+func (p *ports) free(node string, port int) bool {
+	return p.owners[port] == "" && !p.claimed(node, port)
 }
 
 // listen is called with mu held.
@@ -256,12 +273,16 @@ func (p *ports) take(listener int32) bool {
 	}
 	fd, _, err := unix.Accept4(int(listener), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 	p.mu.Unlock()
-	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
-		p.log.Warn("a connection for a node must wait: the process has too many files open", "node", node)
-		time.Sleep(startPatience) // it stays in the backlog, and the epoll would tell of it at once
+	switch {
+	case err == nil:
+	case errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.ECONNABORTED) || errors.Is(err, unix.EINTR): // it went away
 		return true
-	}
-	if err != nil { // it went away, or another did not leave one
+	default: // too many files are open, or the kernel is short of memory
+		if now := time.Now(); now.Sub(p.told) > tellAgain {
+			p.told = now
+			p.log.Warn("connections for nodes must wait", "node", node, "err", err)
+		}
+		time.Sleep(startPatience) // it stays in the backlog, and the epoll would tell of it at once
 		return true
 	}
 	conn, err := connOf(fd)

@@ -41,6 +41,7 @@ func fail(code int, format string, args ...any) error {
 // answer writes an error. An apiserver shows the text to its user; a client that
 // wanted to switch protocols reads a Status.
 func answer(w http.ResponseWriter, r *http.Request, err error) {
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(refusedTimeout)) // a writer that has none waits for nobody
 	var f *failure
 	if !errors.As(err, &f) {
 		access.Answer(w, err)
@@ -104,6 +105,9 @@ func (t *Tunnel) broken(node string, err error) error {
 	return fail(http.StatusBadGateway, "node %s did not answer: %v", node, err)
 }
 
+// nodeHeader names the node to the hub to which a request for it is passed on.
+const nodeHeader = "Holdfast-Node"
+
 type streamKey struct{}
 type targetKey struct{}
 
@@ -122,6 +126,9 @@ func (t *Tunnel) proxy(over http.RoundTripper) http.Handler {
 			p.Out.URL.Scheme, p.Out.URL.Host = "http", nodeOf(p.In.Context())
 			if to, ok := p.In.Context().Value(targetKey{}).(netip.AddrPort); ok {
 				p.Out.URL.Scheme, p.Out.URL.Host = "https", to.String()
+				p.Out.Header.Set(nodeHeader, nodeOf(p.In.Context()))
+			} else {
+				p.Out.Header.Del(nodeHeader)
 			}
 			p.Out.Host = p.Out.URL.Host
 			p.Out.URL.RawQuery = p.In.URL.RawQuery

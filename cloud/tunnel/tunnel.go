@@ -29,7 +29,10 @@ const (
 	headerTimeout = 15 * time.Second
 	idleTimeout   = 2 * time.Minute
 	maxHeader     = 32 << 10 // a command is in the URL
-	stopTimeout   = 5 * time.Second
+	// refusedTimeout is how long the rest of a request may take that was not passed on:
+	// the server reads some of it before it answers.
+	refusedTimeout = 5 * time.Second
+	stopTimeout    = 5 * time.Second
 )
 
 // Access is what a Tunnel asks of cloud/access.
@@ -102,7 +105,8 @@ func New(o Options) (*Tunnel, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Tunnel{o: o, ports: p, nodes: directory{all: make(map[string]place)}, streams: transport(o)}
+	t := &Tunnel{o: o, ports: p, nodes: directory{address: o.Address, all: make(map[string]place), claims: make(map[int]string)}, streams: transport(o)}
+	p.claimed = t.nodes.claimed
 	t.near = t.proxy(t.streams)
 	t.far = t.proxy(t.hubs())
 	return t, nil
@@ -219,8 +223,12 @@ func (t *Tunnel) serve(w http.ResponseWriter, r *http.Request) {
 	counted := &countedWriter{ResponseWriter: w}
 	t.counts.begin()
 	defer func() { t.counts.end(kind(r.URL.Path), counted.code) }()
+	if t.ports.crowded() && r.Header.Get("Upgrade") == "" {
+		w.Header().Set("Connection", "close")
+	}
 	fromHub, err := t.check(r, node)
 	if err != nil {
+		w.Header().Set("Connection", "close") // strangers keep nothing
 		answer(counted, r, err)
 		return
 	}
@@ -241,6 +249,10 @@ func (t *Tunnel) check(r *http.Request, node string) (fromHub bool, err error) {
 		return false, fail(http.StatusBadRequest, "the path %.200q is not in its simplest form: write %.200q", r.URL.Path, clean)
 	}
 	if t.isHub(r) {
+		// The other hub may know less of whose port this is by now.
+		if named := r.Header.Get(nodeHeader); named != node {
+			return true, fail(http.StatusMisdirectedRequest, "this port is node %s's by now, and a hub passed on what is for node %.253q: ask again", node, named)
+		}
 		return true, nil
 	}
 	user, err := t.o.Access.Authenticate(r.Context(), r)
@@ -255,14 +267,18 @@ func (t *Tunnel) check(r *http.Request, node string) (fromHub bool, err error) {
 	return false, t.o.Access.Authorize(r.Context(), user, attributes(r, node)...)
 }
 
-// nodeInURI is the node whose proxy an apiserver was asked for.
+// nodeInURI is the node whose proxy an apiserver was asked for, as NODE, NODE:PORT or
+// SCHEME:NODE:PORT.
 func nodeInURI(uri string) string {
 	rest, ok := strings.CutPrefix(uri, "/api/v1/nodes/")
 	if !ok {
 		return ""
 	}
 	name, _, _ := strings.Cut(rest, "/")
-	name = name[strings.LastIndexByte(name, ':')+1:] // https:NAME:PORT
+	if parts := strings.Split(name, ":"); len(parts) == 3 {
+		return parts[1]
+	}
+	name, _, _ = strings.Cut(name, ":")
 	return name
 }
 
@@ -270,8 +286,8 @@ func nodeInURI(uri string) string {
 func (t *Tunnel) forward(w http.ResponseWriter, r *http.Request, node string, fromHub bool) error {
 	stream, err := t.open(r.Context(), node)
 	if err == nil {
+		defer stream.Close() // also where the proxy panics, as it does to cut an answer off
 		t.near.ServeHTTP(w, r.WithContext(withStream(r.Context(), stream)))
-		stream.Close()
 		return nil
 	}
 	at, known := t.nodes.of(node)
