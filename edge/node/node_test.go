@@ -212,7 +212,12 @@ func TestNodeSaysWhatTheMachineIs(t *testing.T) {
 			t.Errorf("condition %+v", got)
 		}
 	}
-	if ready, _ := n.Ready(); !ready || !n.Reported() || n.HostIPs()[0] != "192.0.2.7" || len(n.Capacity()) != 4 {
+	for deadline := time.Now().Add(patience); !n.Reported(); time.Sleep(time.Millisecond) { // said a moment after the report is stored
+		if time.Now().After(deadline) {
+			t.Fatal("the node does not say that it has reported")
+		}
+	}
+	if ready, _ := n.Ready(); !ready || n.HostIPs()[0] != "192.0.2.7" || len(n.Capacity()) != 4 {
 		t.Error("the node's own view differs")
 	}
 }
