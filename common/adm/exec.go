@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"golang.org/x/term"
+	//lint:ignore SA1019 client-go's executor takes no other
 	"k8s.io/apimachinery/pkg/util/httpstream/spdy"
 	"k8s.io/client-go/tools/remotecommand"
 	exitcode "k8s.io/client-go/util/exec"
