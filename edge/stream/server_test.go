@@ -134,6 +134,8 @@ func TestBadRequestsGetOneClearError(t *testing.T) {
 		{"POST", "/exec/shop/web/main?output=1&command=true", 400, "upgrade request required"},
 		{"POST", "/attach/shop/web/main?output=1", 400, "upgrade request required"},
 		{"POST", "/portForward/shop/web", 400, "upgrade request required"},
+		{"POST", "/exec/shop/other/main?output=1&command=true", 404, `pod "shop/other" does not exist on node edge-1`},
+		{"POST", "/portForward/shop/other", 404, `pod "shop/other" does not exist on node edge-1`},
 		{"POST", "/run/shop/web/main", 400, "no command"},
 		{"POST", "/run/shop/web/ended?cmd=true", 400, "is not running: it ended with exit code 3 (Error)"},
 		{"GET", "/runningpods/x", 404, "does not serve"},

@@ -25,6 +25,9 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	rt, _, id, err := s.running(r)
+	if err == nil {
+		err = upgrades(r)
+	}
 	if err != nil {
 		answer(w, err)
 		return
@@ -41,6 +44,9 @@ func (s *Server) attach(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	rt, c, id, err := s.running(r)
+	if err == nil {
+		err = upgrades(r)
+	}
 	if err != nil {
 		answer(w, err)
 		return
@@ -58,6 +64,9 @@ func (s *Server) portForward(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	p, err := s.pod(r)
+	if err == nil {
+		err = upgrades(r)
+	}
 	if err != nil {
 		answer(w, err)
 		return
@@ -110,14 +119,11 @@ func streamsOf(r *http.Request) (runtime.Streams, error) {
 	if !st.Stdin && !st.Stdout && !st.Stderr {
 		return st, fail(http.StatusBadRequest, "you must specify at least 1 of stdin, stdout, stderr")
 	}
-	return st, upgrades(r)
+	return st, nil
 }
 
 // portsOf reads the ports, which websocket clients alone name beforehand.
 func portsOf(r *http.Request) ([]int32, error) {
-	if err := upgrades(r); err != nil {
-		return nil, err
-	}
 	if !strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
 		return nil, nil
 	}
