@@ -309,15 +309,24 @@ func eventOf(e *corev1.Event) fleet.Event {
 	if out.At.IsZero() {
 		out.At = cmp.Or(e.EventTime.Time, e.CreationTimestamp.Time)
 	}
-	out.At = out.At.UTC()
+	out.At = telling(out.At)
 	return out
+}
+
+// telling is a time that a document can carry: it comes from a node, which may say
+// any.
+func telling(t time.Time) time.Time {
+	if t = t.UTC(); t.Year() < 1 || t.Year() > 9999 {
+		return time.Time{}
+	}
+	return t
 }
 
 func conditionsOf(n *corev1.Node) []fleet.Condition {
 	all := make([]fleet.Condition, len(n.Status.Conditions))
 	for i := range n.Status.Conditions {
 		c := &n.Status.Conditions[i]
-		all[i] = fleet.Condition{Type: string(c.Type), Status: string(c.Status), Reason: c.Reason, Message: c.Message, Since: c.LastTransitionTime.UTC()}
+		all[i] = fleet.Condition{Type: string(c.Type), Status: string(c.Status), Reason: c.Reason, Message: c.Message, Since: telling(c.LastTransitionTime.Time)}
 	}
 	return all
 }

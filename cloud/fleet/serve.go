@@ -197,6 +197,10 @@ func (f *Fleet) serveDetail(w http.ResponseWriter, r *http.Request, v *viewer) {
 	}
 }
 
+// slowDocument is how long a viewer may take to read a document, which may have
+// megabytes.
+const slowDocument = 2 * time.Minute
+
 // answerJSON answers with a document, or with 304 where the reader has what is in
 // tagged already. whole may say more than that, such as the time.
 func answerJSON(w http.ResponseWriter, r *http.Request, tagged any, whole func() any) {
@@ -219,5 +223,7 @@ func answerJSON(w http.ResponseWriter, r *http.Request, tagged any, whole func()
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
+	// A writer that has no deadline waits for nobody.
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(slowDocument))
 	_, _ = w.Write(append(bytes.TrimSpace(b), '\n')) // a reader that went away needs no answer
 }

@@ -8,9 +8,13 @@ import (
 
 // reachable makes a status lead to the node through this hub; own are the node's own
 // addresses. While it is not known where that is, what was there stays, so that the
-// node is not lost meanwhile.
+// node is not lost meanwhile. Where an edge says that it is reached counts for nothing.
 func (w *Writer) reachable(node string, s, was *corev1.NodeStatus, own []corev1.NodeAddress) {
 	if w.endpoint == nil {
+		// The port of a hub that had a tunnel leads nowhere at the node's own address.
+		if len(was.Addresses) > 0 && len(own) > 0 && !slices.Contains(own, was.Addresses[0]) && s.DaemonEndpoints == was.DaemonEndpoints {
+			s.DaemonEndpoints = corev1.NodeDaemonEndpoints{}
+		}
 		return
 	}
 	address, port, ok := w.endpoint(node)
@@ -20,6 +24,8 @@ func (w *Writer) reachable(node string, s, was *corev1.NodeStatus, own []corev1.
 		s.DaemonEndpoints.KubeletEndpoint.Port = port
 	case was.DaemonEndpoints.KubeletEndpoint.Port != 0:
 		s.Addresses, s.DaemonEndpoints = was.Addresses, was.DaemonEndpoints
+	default:
+		s.DaemonEndpoints = corev1.NodeDaemonEndpoints{}
 	}
 }
 

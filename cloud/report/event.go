@@ -25,12 +25,7 @@ func (w *Writer) event(ctx context.Context, node string, payload []byte) error {
 	e.ResourceVersion, e.UID = "", ""
 	e.Source.Host = node
 	e.ReportingInstance = node
-	now := w.now()
-	for _, t := range []*metav1.Time{&e.FirstTimestamp, &e.LastTimestamp} {
-		if t.After(now) || t.Time.Before(now.Add(-maxEventAge)) {
-			*t = metav1.NewTime(now)
-		}
-	}
+	correctTimes(e, w.now())
 	_, err := w.asNode.CoreV1().Events(e.Namespace).Create(as(ctx, node), e, metav1.CreateOptions{})
 	if apierrors.IsAlreadyExists(err) {
 		var patch []byte
@@ -46,6 +41,24 @@ func (w *Writer) event(ctx context.Context, node string, payload []byte) error {
 		return fmt.Errorf("write event %s/%s: %w", e.Namespace, e.Name, err)
 	}
 	return nil
+}
+
+// correctTimes takes no time from an edge that cannot be: one beyond the year 9999
+// would make every list of the namespace's events unreadable as JSON.
+func correctTimes(e *corev1.Event, now time.Time) {
+	wrong := func(t time.Time) bool { return t.After(now) || t.Before(now.Add(-maxEventAge)) }
+	for _, t := range []*metav1.Time{&e.FirstTimestamp, &e.LastTimestamp} {
+		if wrong(t.Time) {
+			*t = metav1.NewTime(now)
+		}
+	}
+	if !e.EventTime.IsZero() && wrong(e.EventTime.Time) {
+		e.EventTime = metav1.NewMicroTime(now)
+	}
+	if e.Series != nil && wrong(e.Series.LastObservedTime.Time) {
+		e.Series.LastObservedTime = metav1.NewMicroTime(now)
+	}
+	e.ManagedFields = nil // the apiserver's
 }
 
 // maxEventAge is how old an event's time may be before it is taken for the work
