@@ -61,8 +61,6 @@ type row struct {
 	name  string
 	r     *record
 	state lineState
-	since stamp
-	info  *hub.NodeInfo // of nodes that are connected here; nil until it is needed
 	key   float64
 	word  string
 }
