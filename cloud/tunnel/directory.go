@@ -16,26 +16,30 @@ import (
 const (
 	pageSize  = 500
 	listWait  = time.Second
+	listAgain = time.Hour
 	listLimit = 30 * time.Second // of one page
 )
 
-// list reads which edge nodes there are, until it has succeeded once: what follows the
-// cluster tells of changes alone. What a change has told meanwhile is newer.
+// list reads which edge nodes there are: what follows the cluster tells of changes
+// alone, and not of deletions that fell into a break. What a change has told meanwhile
+// is newer.
 func (t *Tunnel) list(ctx context.Context) {
 	if t.o.WaitSynced(ctx) != nil {
 		return
 	}
-	for told := false; ; told = true {
-		err := t.listAll(ctx)
-		if err == nil {
+	for told := false; ; {
+		wait := listAgain
+		if err := t.listAll(ctx); err == nil {
 			t.known.Store(true)
-			return
-		}
-		if !told && ctx.Err() == nil {
-			t.o.Log.Warn("the nodes cannot be listed yet: they get their ports when that is done", "err", err)
+		} else if !t.known.Load() {
+			wait = listWait
+			if !told && ctx.Err() == nil {
+				t.o.Log.Warn("the nodes cannot be listed yet: they get their ports when that is done", "err", err)
+			}
+			told = true
 		}
 		select {
-		case <-time.After(listWait):
+		case <-time.After(wait):
 		case <-ctx.Done():
 			return
 		}
@@ -44,6 +48,7 @@ func (t *Tunnel) list(ctx context.Context) {
 
 func (t *Tunnel) listAll(ctx context.Context) error {
 	o := metav1.ListOptions{LabelSelector: roster.LabelEdge, Limit: pageSize}
+	began, there := t.nodes.now(), make(map[string]bool)
 	for {
 		page, err := func() (*corev1.NodeList, error) {
 			ctx, cancel := context.WithTimeout(ctx, listLimit)
@@ -54,12 +59,18 @@ func (t *Tunnel) listAll(ctx context.Context) error {
 			return err
 		}
 		for i := range page.Items {
+			there[page.Items[i].Name] = true
 			at := placeOf(&page.Items[i])
 			if t.nodes.learnFirst(page.Items[i].Name, at) {
 				t.settle(page.Items[i].Name, at)
 			}
 		}
 		if o.Continue = page.Continue; o.Continue == "" {
+			for _, node := range t.nodes.forgetOthers(there, began) {
+				if !t.o.Holds(node) { // else it registers again, or its Node has lost the label
+					t.ports.release(node)
+				}
+			}
 			return nil
 		}
 	}
@@ -72,6 +83,7 @@ type directory struct {
 
 	mu     sync.Mutex
 	all    map[string]place
+	told   uint64         // how often something was learned
 	claims map[int]string // by port of address: whose Node names it, opened here or not
 }
 
@@ -80,6 +92,7 @@ type place struct {
 	address netip.Addr
 	port    int
 	silent  time.Time // since when the cluster has given it up; zero: it has not
+	told    uint64    // the directory's when this was learned
 }
 
 func (d *directory) of(node string) (place, bool) {
@@ -109,6 +122,8 @@ func (d *directory) learn(node string, at place) {
 // set is called with mu held. Of two Nodes that name one port the first has it.
 func (d *directory) set(node string, at place) {
 	d.unclaim(node)
+	d.told++
+	at.told = d.told
 	d.all[node] = at
 	if at.port != 0 && at.address == d.address && d.claims[at.port] == "" {
 		d.claims[at.port] = node
@@ -135,4 +150,26 @@ func (d *directory) forget(node string) {
 	defer d.mu.Unlock()
 	d.unclaim(node)
 	delete(d.all, node)
+}
+
+// now is for forgetOthers.
+func (d *directory) now() uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.told
+}
+
+// forgetOthers forgets the nodes that are not there and of which nothing was learned
+// since then, and returns them.
+func (d *directory) forgetOthers(there map[string]bool, since uint64) (gone []string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for node, at := range d.all {
+		if !there[node] && at.told <= since {
+			d.unclaim(node)
+			delete(d.all, node)
+			gone = append(gone, node)
+		}
+	}
+	return gone
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -22,6 +23,8 @@ import (
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	"github.com/holdfast-edge/holdfast/cloud/access"
 	"github.com/holdfast-edge/holdfast/common/link"
@@ -206,5 +209,46 @@ func TestANodesNumbersAreFewMetrics(t *testing.T) {
 	}
 	if len(c.requests) > 80 {
 		t.Errorf("%d kinds of requests", len(c.requests))
+	}
+}
+
+// TestThePortsOfNodesThatAreGoneAreFree: a deletion may fall into a break of what
+// follows the cluster.
+func TestThePortsOfNodesThatAreGoneAreFree(t *testing.T) {
+	first := 12000 + os.Getpid()%400*20
+	nodeAt := func(name string, port int) corev1.Node {
+		n := corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
+		n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: loopback.String()}}
+		n.Status.DaemonEndpoints.KubeletEndpoint.Port = int32(port)
+		return n
+	}
+	there := corev1.NodeList{TypeMeta: metav1.TypeMeta{Kind: "NodeList", APIVersion: "v1"}, Items: []corev1.Node{nodeAt("stays", first), nodeAt("goes", first+1)}}
+	meanwhile := func() {}
+	apiserver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		meanwhile()
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(there)
+	}))
+	defer apiserver.Close()
+	client, err := kubernetes.NewForConfig(&rest.Config{Host: apiserver.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tun, err := New(Options{Address: loopback, Bind: loopback, First: first, Last: first + 2, Access: everybody{}, Client: client, Holds: func(string) bool { return false }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tun.ports.Close()
+	for _, want := range []map[string]int{{"stays": first, "goes": first + 1, "comes": 0}, {"stays": first, "goes": 0, "comes": first + 2}} {
+		if err := tun.listAll(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for name, port := range want {
+			if _, known := tun.nodes.of(name); tun.ports.of(name) != port || known != (port != 0) {
+				t.Errorf("node %s has port %d (known %v), want %d", name, tun.ports.of(name), known, port)
+			}
+		}
+		there.Items = there.Items[:1]
+		meanwhile = func() { n := nodeAt("comes", first+2); tun.OnNode(&n, false) }
 	}
 }
