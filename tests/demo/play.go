@@ -84,6 +84,9 @@ func play(ctx context.Context, s *stage, w *world.World) error {
 	if err != nil {
 		return err
 	}
+	if err := reach(ctx, s, w, node); err != nil {
+		return err
+	}
 	if err := plugIn(ctx, s, w, node); err != nil {
 		return err
 	}
@@ -142,6 +145,9 @@ func cutAndReboot(ctx context.Context, s *stage, w *world.World, node *world.Nod
 	}
 	if after, err := uids(ctx, w); err != nil || !same(before, after) {
 		return fmt.Errorf("pods were evicted for a lost line: before %v, after %v: %w", before, after, err)
+	}
+	if err := outOfReach(ctx, s, w, node); err != nil {
+		return err
 	}
 
 	s.act("The power fails, with the line still cut")
