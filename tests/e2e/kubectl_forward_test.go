@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -28,6 +29,17 @@ func (w way) forward(pod string, port int) (address string, call *scene.Call) {
 	call = w.Call(nil, "port-forward", "pod/"+pod, fmt.Sprintf(":%d", port))
 	call.SaysWhere("forwards", func(out string) bool { return forwarding.MatchString(out) })
 	return forwarding.FindStringSubmatch(call.Out.String())[1], call
+}
+
+// listening is a probe that finds listeners, and does not connect.
+func listening(ports ...int) *corev1.Probe {
+	var checks []string
+	for _, port := range ports {
+		checks = append(checks, fmt.Sprintf("netstat -ltn | grep -q :%d", port))
+	}
+	return &corev1.Probe{
+		ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: scene.Shell(strings.Join(checks, " && "))}}, PeriodSeconds: 1, FailureThreshold: 1000,
+	}
 }
 
 // fetch gets a page by a connection of its own.
@@ -57,9 +69,7 @@ func TestKubectlPortForward(t *testing.T) {
 				p.Spec.HostNetwork = host
 				p.Spec.Containers[0].Command = scene.Shell(fmt.Sprintf(
 					"mkdir /www; cd /www; echo here > index.html; dd if=/dev/urandom of=big bs=64k count=16 2>/dev/null; touch /ready; httpd -f -p %d", port))
-				p.Spec.Containers[0].ReadinessProbe = &corev1.Probe{
-					ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: scene.Shell(fmt.Sprintf("wget -q -O /dev/null 127.0.0.1:%d/", port))}}, PeriodSeconds: 1,
-				}
+				p.Spec.Containers[0].ReadinessProbe = listening(port)
 			})
 			address, _ := w.forward(pod, port)
 			if page, err := fetch(address, "/"); err != nil || string(page) != "here\n" {
@@ -87,11 +97,17 @@ func TestKubectlPortForwardHalfClose(t *testing.T) {
 			p.Spec.Containers[0].Command = scene.Shell(`
 				echo 'sleep 3; head -c 1048576 | sha256sum; echo so long' > /answer; chmod +x /answer
 				nc -ll -p 9000 -e sh /answer & nc -ll -p 9001 -e sh -c 'wc -c; echo counted' & wait`)
+			p.Spec.Containers[0].ReadinessProbe = listening(9000, 9001)
 		})
 		payload := noise(1 << 20)
-		ask := func(port int) (string, error) {
+		ask := func(port int) (answer string, err error) {
 			address, call := w.forward(pod, port)
-			defer call.Signal(9)
+			defer func() {
+				if answer == "" {
+					w.Logf("kubectl port-forward said %q %q", call.Out.String(), call.Err.String())
+				}
+				call.Signal(syscall.SIGKILL)
+			}()
 			conn, err := net.Dial("tcp", address)
 			if err != nil {
 				return "", err
@@ -104,8 +120,8 @@ func TestKubectlPortForwardHalfClose(t *testing.T) {
 				return "", err
 			}
 			_ = conn.SetReadDeadline(time.Now().Add(time.Minute))
-			answer, err := io.ReadAll(conn)
-			return string(answer), err
+			b, err := io.ReadAll(conn)
+			return string(b), err
 		}
 		if got, err := ask(9000); err != nil || got != fmt.Sprintf("%x  -\nso long\n", sha256.Sum256(payload)) {
 			w.Errorf("the answer three seconds after the question's end: %q, %v", got, err)

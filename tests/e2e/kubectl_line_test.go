@@ -49,6 +49,7 @@ func TestACutLineEndsStreams(t *testing.T) {
 func cutWhileStreaming(w way) {
 	pod := w.pod("cut", func(p *corev1.Pod) {
 		p.Spec.Containers[0].Command = scene.Shell("nc -ll -p 9000 -e cat & while :; do date; sleep 1; done")
+		p.Spec.Containers[0].ReadinessProbe = listening(9000)
 	})
 	logs := w.Call(nil, "logs", "-f", pod)
 	logs.Says(":")
@@ -101,7 +102,7 @@ func lastLine(text string) string {
 
 // TestAStoppedReaderDelaysNobody: what one who never reads is owed fills a window and no more.
 func TestAStoppedReaderDelaysNobody(t *testing.T) {
-	everyWay(t, func(w way) {
+	twoWays(t, func(w way) {
 		flood := w.pod("flood", func(p *corev1.Pod) {
 			p.Spec.Containers[0].Command = scene.Shell(`while ! test -e /go; do sleep 0.1; done
 				yes 'this line is as long as lines of logs are, which is a hundred characters or so, with all they have' | head -n 1000000; touch /done; sleep 100000`)

@@ -123,7 +123,7 @@ func TestKubectlLogs(t *testing.T) {
 
 // TestKubectlFollowsLogsThroughRotation: edgecore renames a log that has grown, as the kubelet does.
 func TestKubectlFollowsLogsThroughRotation(t *testing.T) {
-	everyWay(t, func(w way) {
+	twoWays(t, func(w way) {
 		const lines = 360_000 // of some 98 bytes in the runtime's file: each third makes it worth rotating
 		pod := w.pod("rotated", func(p *corev1.Pod) {
 			p.Spec.Containers[0].Command = scene.Shell(fmt.Sprintf(`

@@ -65,7 +65,7 @@ func kubeletAddress(s *scene.Scene, node string) string {
 			return false, err
 		}
 		for _, a := range n.Status.Addresses {
-			if a.Type == corev1.NodeInternalIP {
+			if a.Type == corev1.NodeInternalIP && address == "" { // the first, as an apiserver does
 				address = net.JoinHostPort(a.Address, strconv.Itoa(int(n.Status.DaemonEndpoints.KubeletEndpoint.Port)))
 			}
 		}
@@ -88,6 +88,10 @@ func (c caller) ask(n *world.Node, method, path string) (code int, body string) 
 	request, err := http.NewRequestWithContext(ctx, method, "https://"+kubeletAddress(c.Scene, n.Name), nil)
 	c.Must(err)
 	request.URL.Opaque = "//" + request.URL.Host + path
+	if strings.HasPrefix(path, "/exec/") {
+		request.Header.Set("Connection", "Upgrade")
+		request.Header.Set("Upgrade", "SPDY/3.1")
+	}
 	if c.token != "" {
 		request.Header.Set("Authorization", "Bearer "+c.token)
 	}
