@@ -29,14 +29,13 @@ func (w *Writer) reachable(node string, s, was *corev1.NodeStatus, own []corev1.
 	}
 }
 
-// reachedAt are a node's addresses with that of the hub before its own. Names are
-// left out: whoever prefers them, as apiservers do unless they are told otherwise,
-// would look for the node itself, which cannot be reached.
+// reachedAt are a node's addresses with that of the hub before its own. Names and
+// external addresses are left out: an apiserver that prefers them, as it does names
+// unless it is told otherwise, would be led past the hub.
 func reachedAt(hub string, own []corev1.NodeAddress) []corev1.NodeAddress {
 	out := []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: hub}}
 	for _, a := range own {
-		name := a.Type == corev1.NodeHostName || a.Type == corev1.NodeInternalDNS || a.Type == corev1.NodeExternalDNS
-		if !name && !slices.Contains(out, a) {
+		if a.Type == corev1.NodeInternalIP && !slices.Contains(out, a) {
 			out = append(out, a)
 		}
 	}

@@ -37,7 +37,8 @@ const (
 )
 
 // servingNode is the node in whose name the certificate is asked for: the signer of
-// kubelets' certificates signs for nodes alone. No machine may join under it.
+// kubelets' certificates signs for nodes alone. A machine that joined under it would
+// gain nothing: the signer's CA is the cluster's, not Holdfast's.
 const servingNode = "holdfast-hub"
 
 const (

@@ -200,12 +200,14 @@ func TestTheClusterReachesNodes(t *testing.T) {
 		if before != after {
 			t.Errorf("port %d is now %d", before, after)
 		}
-		if _, err := p.client.CoreV1().Pods("default").GetLogs("p-till-1", &corev1.PodLogOptions{}).DoRaw(t.Context()); err != nil {
-			t.Error(err)
-		}
-		if said := p.refused(t, "p-till-2"); !strings.Contains(said, "node till-2 is not connected to the cloud") {
-			t.Errorf("the node that is away: %q", said)
-		}
+		// The ports are open when all Nodes are known.
+		eventually(t, "till-1 is reached", func() bool {
+			_, err := p.client.CoreV1().Pods("default").GetLogs("p-till-1", &corev1.PodLogOptions{}).DoRaw(t.Context())
+			return err == nil
+		})
+		eventually(t, "of till-2 is said that it is away", func() bool {
+			return strings.Contains(p.refused(t, "p-till-2"), "node till-2 is not connected to the cloud")
+		})
 	})
 }
 
