@@ -157,6 +157,7 @@ func (k *kubelet) stop(w *world.World) error {
 	if k.containerd != nil {
 		errs = append(errs, k.containerd.Stop(ctx))
 	}
+	errs = append(errs, world.UnmountBelow(k.dir))
 	return errors.Join(errs...)
 }
 

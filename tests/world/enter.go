@@ -192,6 +192,20 @@ func mountsBelow(dir string) ([]string, error) {
 	return points, nil
 }
 
+// UnmountBelow unmounts what is mounted below dir.
+func UnmountBelow(dir string) error {
+	mounts, err := mountsBelow(dir)
+	if err != nil {
+		return err
+	}
+	for _, m := range mounts {
+		if err := syscall.Unmount(m, syscall.MNT_DETACH); err != nil {
+			return fmt.Errorf("unmount %s: %w", m, err)
+		}
+	}
+	return nil
+}
+
 // removeCgroup removes a cgroup and those below it.
 func removeCgroup(root string) error {
 	var groups []string

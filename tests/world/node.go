@@ -210,14 +210,8 @@ func (n *Node) PowerCut() error {
 		return err
 	}
 	// The data folder stays, but nothing that was mounted in it does.
-	mounts, err := mountsBelow(n.DataDir())
-	if err != nil {
-		return err
-	}
-	for _, m := range mounts {
-		if err := syscall.Unmount(m, syscall.MNT_DETACH); err != nil {
-			return fmt.Errorf("cut the power of node %s: unmount %s: %w", n.Name, m, err)
-		}
+	if err := UnmountBelow(n.DataDir()); err != nil {
+		return fmt.Errorf("cut the power of node %s: %w", n.Name, err)
 	}
 	return nil
 }
