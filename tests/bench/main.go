@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"slices"
@@ -27,6 +28,7 @@ type settings struct {
 	rounds  int           // of floor, apply and reboot, one after the other
 	rest    time.Duration // how long the line and the CPU are watched
 	figures []string
+	streams []string // which of their figures
 	against []string // folders with other builds' edgecore, to compare with
 }
 
@@ -42,12 +44,13 @@ func main() {
 	flag.IntVar(&s.rounds, "rounds", 3, "rounds of floor, apply and reboot")
 	flag.DurationVar(&s.rest, "rest", 3*time.Minute, "how long the line is watched at rest")
 	figures := flag.String("figures", allFigures, "what is measured, separated by commas; beside pods, the floor")
+	streams := flag.String("streams", "exec,logs,cp,forward,deliver", "which figures of streams, separated by commas")
 	against := flag.String("against", "", "`folders` of other builds' edgecore, separated by commas: each round measures all, one after the other")
 	flag.Parse()
 	if *against != "" {
 		s.against = strings.Split(*against, ",")
 	}
-	s.figures = strings.Split(*figures, ",")
+	s.figures, s.streams = strings.Split(*figures, ","), strings.Split(*streams, ",")
 	if err := errors.Join(world.Outside(s.build), world.Enter()); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
@@ -65,8 +68,19 @@ func (s *settings) build() error {
 	if !s.wants("streams") {
 		return nil
 	}
+	root, err := world.Root()
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command("go", "build", "-trimpath", "-o", echoBinary(root), "./tests/bench/echo")
+	cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the echo that ports are forwarded to: %w: %s", err, out)
+	}
 	return tool.Build(tool.Kubelet)
 }
+
+func echoBinary(root string) string { return filepath.Join(root, "_output", "tools", "echo") }
 
 func run(ctx context.Context, s settings) (err error) {
 	say("starting the cloud and one node")

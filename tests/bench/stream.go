@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -17,7 +18,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
+	"k8s.io/klog/v2"
 
+	"github.com/holdfast-edge/holdfast/tests/rig/image"
 	"github.com/holdfast-edge/holdfast/tests/world"
 )
 
@@ -27,6 +30,8 @@ const (
 	copyBytes    = 200 << 20 // of the file that is copied
 	streamRounds = 3         // of reading and copying
 	streamPod    = "stream"
+
+	streamImageName = "example.test/holdfast/stream:1"
 )
 
 // streamBench measures what goes through a node's connection beside its pods: logs, exec, cp, port-forward.
@@ -75,6 +80,8 @@ func (s *streamBench) add(figure, aim string, value func(*end) string) {
 // measureStreams takes all figures of streams, the ends of each figure by turns.
 func (b *bench) measureStreams(ctx context.Context) (err error) {
 	say("starting two more edge nodes and a kubelet")
+	klog.LogToStderr(false)
+	klog.SetOutput(io.Discard) // client-go tells of every copy that is broken off
 	s := &streamBench{bench: b, ends: []*end{{name: "kubelet", node: kubeletNode}}}
 	for _, transport := range []string{"websocket", "quic"} { // first: they would not join beside a kubelet
 		n, err := b.world.AddNode(ctx, "stream-"+transport, world.NodeOptions{JoinArgs: []string{"--transport", transport}})
@@ -89,18 +96,55 @@ func (b *bench) measureStreams(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, k.stop(b.world)) }()
 	s.ends[0].podLogs = k.podLogs()
+	img, err := streamImage()
+	if err != nil {
+		return err
+	}
+	for _, e := range s.ends {
+		runtime := k.containerd
+		if e.edge != nil {
+			runtime = e.edge.Containerd
+		}
+		if err := runtime.Import(ctx, img); err != nil {
+			return err
+		}
+	}
 	for _, e := range s.ends {
 		if err := s.prepare(ctx, e); err != nil {
 			return err
 		}
 	}
-	for _, step := range []func(context.Context) error{s.roundTrips, s.logs, s.copies, s.forwards, s.deliveries} {
-		if err := step(ctx); err != nil {
+	for _, part := range []struct {
+		name string
+		take func(context.Context) error
+	}{{"exec", s.roundTrips}, {"logs", s.logs}, {"cp", s.copies}, {"forward", s.forwards}, {"deliver", s.deliveries}} {
+		if !slices.Contains(s.streams, part.name) {
+			continue
+		}
+		if err := part.take(ctx); err != nil {
 			return err
 		}
 	}
 	s.print()
 	return b.clearStreams(ctx, s)
+}
+
+// streamImage is busybox and the echo.
+func streamImage() (*image.Image, error) {
+	root, err := world.Root()
+	if err != nil {
+		return nil, err
+	}
+	echo, err := os.ReadFile(echoBinary(root))
+	if err != nil {
+		return nil, err
+	}
+	spec, err := image.BusyboxSpec(streamImageName)
+	if err != nil {
+		return nil, err
+	}
+	spec.Files = append(spec.Files, image.File{Path: "bin/echo-all", Data: echo})
+	return image.Build(spec)
 }
 
 // prepare finds the node's kubelet API and starts its pods.
@@ -124,7 +168,7 @@ func (s *streamBench) prepare(ctx context.Context, e *end) error {
 		return err
 	}
 	for name, script := range map[string]string{
-		streamPod: "nc -ll -p 9000 -e cat & while :; do sleep 1000; done",
+		streamPod: "exec echo-all",
 		"talker":  "echo said", // it has ended, so that nobody rotates its log
 	} {
 		grace := int64(1)
@@ -133,7 +177,7 @@ func (s *streamBench) prepare(ctx context.Context, e *end) error {
 			Spec: corev1.PodSpec{
 				NodeName: e.node, RestartPolicy: corev1.RestartPolicyNever, TerminationGracePeriodSeconds: &grace,
 				Containers: []corev1.Container{{
-					Name: "main", Image: world.BusyboxImage, Command: []string{"sh", "-c", script}, ImagePullPolicy: corev1.PullIfNotPresent,
+					Name: "main", Image: streamImageName, Command: []string{"sh", "-c", script}, ImagePullPolicy: corev1.PullIfNotPresent,
 					VolumeMounts: []corev1.VolumeMount{{Name: "data", MountPath: "/data"}, {Name: "down", MountPath: "/down"}},
 				}},
 				Volumes: []corev1.Volume{

@@ -273,13 +273,18 @@ func (s *streamBench) deliveries(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	for _, e := range s.ends { // what the copies out of the pods copy
+		if err := s.copyIn(ctx, e, ways[0], archive); err != nil {
+			return err
+		}
+	}
 	busy := []struct {
 		name string
 		copy func(context.Context, *end) error
 	}{
 		{"at rest", nil},
-		{"with a cp into a pod", func(ctx context.Context, e *end) error { return s.copyIn(ctx, e, ways[0], archive) }},
 		{"with a cp out of a pod", func(ctx context.Context, e *end) error { return s.copyOut(ctx, e, ways[0]) }},
+		{"with a cp into a pod", func(ctx context.Context, e *end) error { return s.copyIn(ctx, e, ways[0], archive) }},
 	}
 	for i, state := range busy {
 		took := map[*end][]time.Duration{}

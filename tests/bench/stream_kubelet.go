@@ -24,7 +24,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/holdfast-edge/holdfast/tests/rig"
-	"github.com/holdfast-edge/holdfast/tests/rig/image"
 	"github.com/holdfast-edge/holdfast/tests/tool"
 	"github.com/holdfast-edge/holdfast/tests/world"
 )
@@ -55,13 +54,6 @@ func startKubelet(ctx context.Context, w *world.World) (_ *kubelet, err error) {
 		return k, err
 	}
 	if k.containerd, err = rig.StartContainerd(ctx, rig.Options{CNI: true}); err != nil {
-		return k, err
-	}
-	busybox, err := image.Busybox(world.BusyboxImage)
-	if err != nil {
-		return k, err
-	}
-	if err := k.containerd.Import(ctx, busybox); err != nil {
 		return k, err
 	}
 	if err := k.configure(w); err != nil {
