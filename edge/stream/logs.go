@@ -49,8 +49,8 @@ func (s *Server) containerLogs(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	err = containerlog.Copy(r.Context(), out, control.Flush, path, q)
 	switch {
-	case err == nil || r.Context().Err() != nil:
-	case out.begun:
+	case err == nil:
+	case out.begun || r.Context().Err() != nil:
 		s.log.Debug("a log was not sent to its end", "pod", p.Namespace+"/"+p.Name, "container", c.name, "err", err)
 		panic(http.ErrAbortHandler) // the client is to see that this is not the end
 	case errors.Is(err, fs.ErrNotExist):

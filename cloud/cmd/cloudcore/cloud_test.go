@@ -68,7 +68,10 @@ func (p *place) registers(t *testing.T) {
 	if _, ok := n.Labels["node-role.kubernetes.io/master"]; ok {
 		t.Error("the node gave itself the role of a master")
 	}
-	if !report.NodeReady(n) || n.Status.Addresses[0].Address != "192.0.2.7" || n.Annotations[roster.AnnotationHub] == "" {
+	if a := n.Status.Addresses; len(a) != 2 || a[1].Address != "192.0.2.7" || n.Status.DaemonEndpoints.KubeletEndpoint.Port == 0 {
+		t.Errorf("it leads to the hub, and then says its own address: %v %v", a, n.Status.DaemonEndpoints)
+	}
+	if !report.NodeReady(n) || n.Annotations[roster.AnnotationHub] == "" {
 		t.Errorf("status or annotations are not as reported: %v %v", n.Status, n.Annotations)
 	}
 	if !slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == "edge" }) {

@@ -136,7 +136,14 @@ func (p *place) deviceComes(t *testing.T) {
 		d.Labels = map[string]string{"floor": "2"}
 		d.Spec.Protocol.ConfigData = &v1beta1.RawObject{RawMessage: json.RawMessage(`{"z": [1, 2.50], "a": {"b": null}}`)}
 	})
-	e.WaitObjects("the device and its model", edgetest.Has("device/default/s-1", "devicemodel/default/sensor"))
+	both := edgetest.Has("device/default/s-1", "devicemodel/default/sensor")
+	e.WaitObjects("the device and its model", both)
+	// Two watches tell of them, in any order; an edge that is told of both at once hears
+	// of the model first.
+	e.Disconnect()
+	e.Forget()
+	e.Connect()
+	e.WaitObjects("the device and its model again", both)
 	upserts := e.Seen().Upserts
 	kind := func(k wire.Kind) int {
 		return slices.IndexFunc(upserts, func(o *wire.Object) bool { return o.GetRef().GetKind() == k })
