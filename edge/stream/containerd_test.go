@@ -39,6 +39,7 @@ func TestContainerd(t *testing.T) {
 	run("ExecInAContainer", execInAContainer)
 	run("AttachToAContainer", attachToAContainer)
 	run("ForwardPorts", forwardPorts)
+	run("ForwardHalves", forwardHalves)
 }
 
 func logsOfAPod(t *testing.T, n *node) {

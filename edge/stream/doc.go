@@ -7,8 +7,10 @@
 // Who may ask was decided before: by the hub for its streams (SubjectAccessReview), by
 // the socket's mode for the local one.
 //
-// exec, attach and port-forward are handed on to containerd's streaming server as
-// bytes, so SPDY and websocket are between it and the client. Logs are read from the
+// exec and attach are handed on to containerd's streaming server as bytes, so SPDY and
+// websocket are between it and the client. Ports that kubectl's clients forward end
+// here, because containerd keeps no half of a connection that has ended its other one;
+// older clients' are containerd's, too. Logs are read from the
 // files (edge/containerlog), without the runtime if it is away. The room changes
 // nothing on the node, keeps no state, and ends each request with its stream.
 package stream
