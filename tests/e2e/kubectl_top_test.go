@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -33,7 +34,11 @@ func TestKubectlTop(t *testing.T) {
 	startMetricsServer(s)
 	for _, transport := range transports {
 		s.Watch(nodes[transport])
-		s.Start("busy-"+transport, nodes[transport], func(p *corev1.Pod) { p.Spec.Containers[0].Command = scene.Shell("while :; do :; done") })
+		s.Start("busy-"+transport, nodes[transport], func(p *corev1.Pod) {
+			main := &p.Spec.Containers[0]
+			main.Command = scene.Shell("while :; do :; done")
+			main.Resources.Limits = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("100m")} // the other tests want some of it
+		})
 	}
 	busy := regexp.MustCompile(`(?m)^busy-\w+ +(\d+)m +(\d+)Mi`)
 	k := s.By(scene.Websocket)
