@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -80,8 +81,7 @@ func (s *streamBench) add(figure, aim string, value func(*end) string) {
 // measureStreams takes all figures of streams, the ends of each figure by turns.
 func (b *bench) measureStreams(ctx context.Context) (err error) {
 	say("starting two more edge nodes and a kubelet")
-	klog.LogToStderr(false)
-	klog.SetOutput(io.Discard) // client-go tells of every copy that is broken off
+	klog.SetSlogLogger(slog.New(slog.DiscardHandler)) // client-go tells of every copy that is broken off
 	s := &streamBench{bench: b, ends: []*end{{name: "kubelet", node: kubeletNode}}}
 	for _, transport := range []string{"websocket", "quic"} { // first: they would not join beside a kubelet
 		n, err := b.world.AddNode(ctx, "stream-"+transport, world.NodeOptions{JoinArgs: []string{"--transport", transport}})
@@ -341,13 +341,13 @@ func (s *streamBench) rate(e *end, size int64, took map[*end][]time.Duration) st
 
 func (s *streamBench) print() {
 	fmt.Printf("\nstreams, beside a kubelet on loopback in the same run (%d calls, medians of %d rounds)\n", execCalls, streamRounds)
-	fmt.Printf("  %-50s", "")
+	fmt.Printf("  %-58s", "")
 	for _, e := range s.ends {
 		fmt.Printf(" %-22s", e.name)
 	}
 	fmt.Printf(" %s\n", "AIM")
 	for _, r := range s.rows {
-		fmt.Printf("  %-50s", r.figure)
+		fmt.Printf("  %-58s", r.figure)
 		for _, v := range r.values {
 			fmt.Printf(" %-22s", v)
 		}
