@@ -102,9 +102,15 @@ type Call struct {
 func (c *Call) begin() {
 	c.s.Helper()
 	c.s.Must(c.cmd.Start())
+	var shown sync.WaitGroup
+	if c.pty != nil {
+		// It ends with an error when the last who has the terminal open closes it.
+		shown.Go(func() { _, _ = io.Copy(&c.Out, c.pty) })
+	}
 	go func() {
 		// How it ended is in its state.
 		_ = c.cmd.Wait()
+		shown.Wait()
 		close(c.done)
 	}()
 	c.s.Cleanup(func() {
@@ -183,10 +189,6 @@ func (s *Scene) OnTerminal(what string, cmd *exec.Cmd, rows, columns uint16) *Ca
 	c.cmd.Stdin, c.cmd.Stdout, c.cmd.Stderr = tty, tty, tty
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	c.begin()
-	go func() {
-		// It ends with an error when the last who has the terminal open closes it.
-		_, _ = io.Copy(&c.Out, pty)
-	}()
 	return c
 }
 
