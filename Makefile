@@ -43,7 +43,7 @@ define for_edge
 endef
 
 test: packages build ## run every test (as root)
-	go test -race -timeout 30m $(ROOMS)
+	go test -race -timeout 45m $(ROOMS)
 	$(MAKE) --no-print-directory -C build/controlplane test VERSION=$(VERSION)
 
 demo: packages build ## show a node that loses its line and its power, and comes back (as root)

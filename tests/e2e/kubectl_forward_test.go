@@ -58,7 +58,7 @@ func fetch(address, path string) ([]byte, error) {
 }
 
 func TestKubectlPortForward(t *testing.T) {
-	everyWay(t, func(w way) {
+	twoWays(t, func(w way) {
 		for _, host := range []bool{false, true} {
 			name, port := "cni", 8080
 			if host {
@@ -92,7 +92,7 @@ func TestKubectlPortForward(t *testing.T) {
 
 // TestKubectlPortForwardHalfClose: one side that has said all it has to say still hears the answer.
 func TestKubectlPortForwardHalfClose(t *testing.T) {
-	everyWay(t, func(w way) {
+	twoWays(t, func(w way) {
 		pod := w.pod("half", func(p *corev1.Pod) {
 			p.Spec.Containers[0].Command = scene.Shell(`
 				echo 'sleep 3; head -c 1048576 | sha256sum; echo so long' > /answer; chmod +x /answer

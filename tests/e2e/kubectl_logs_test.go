@@ -22,7 +22,7 @@ func (w way) touch(pod, file string) {
 }
 
 func TestKubectlLogs(t *testing.T) {
-	everyWay(t, func(w way) {
+	twoWays(t, func(w way) {
 		pod := w.pod("logs", func(p *corev1.Pod) {
 			p.Spec.Containers[0].Command = scene.Shell(`
 				test -e /life/first || { touch /life/first; echo first life; exit 1; }

@@ -96,7 +96,7 @@ func noise(size int) []byte {
 }
 
 func TestKubectlExec(t *testing.T) {
-	everyWay(t, func(w way) {
+	twoWays(t, func(w way) {
 		pod := w.pod("exec", nil)
 		out, said, code := w.Run(nil, "exec", pod, "--", "sh", "-c", "echo out; echo err >&2; exit 7")
 		if out != "out\n" || !strings.HasPrefix(said, "err\n") || code != 7 {
@@ -157,7 +157,7 @@ func TestKubectlExecOnATerminal(t *testing.T) {
 }
 
 func TestKubectlAttachAndRun(t *testing.T) {
-	everyWay(t, func(w way) {
+	twoWays(t, func(w way) {
 		pod := w.pod("attach", func(p *corev1.Pod) {
 			p.Spec.Containers[0].Stdin = true
 			p.Spec.Containers[0].Command = scene.Shell("while read line; do echo heard $line; done; echo deaf; sleep 1000")
@@ -241,7 +241,7 @@ func TestKubectlCopies(t *testing.T) {
 }
 
 func TestKubectlDebug(t *testing.T) {
-	everyWay(t, func(w way) {
+	twoWays(t, func(w way) {
 		pod := w.pod("debug", func(p *corev1.Pod) {
 			p.Spec.Containers[0].Command = []string{"sleep", "123456"}
 		})
