@@ -155,14 +155,26 @@ func (c *Call) Says(text string) {
 	c.SaysWhere("says "+text, func(out string) bool { return strings.Contains(out, text) })
 }
 
+// SaysLast waits until text is in the last 4 KiB of stdout: to look through all of a long
+// one again and again would take the processor from whoever writes it.
+func (c *Call) SaysLast(text string) {
+	c.s.Helper()
+	c.says("says "+text, func() bool { return strings.Contains(c.Out.Tail(4<<10), text) })
+}
+
 // SaysWhere waits until stdout is as wanted.
 func (c *Call) SaysWhere(what string, is func(string) bool) {
 	c.s.Helper()
+	c.says(what, func() bool { return is(c.Out.String()) })
+}
+
+func (c *Call) says(what string, is func() bool) {
+	c.s.Helper()
 	err := world.Eventually(c.s.Ctx, Patience, c.what+" "+what, func(context.Context) (bool, error) {
-		if is(c.Out.String()) {
+		if is() {
 			return true, nil
 		}
-		if c.Ended() && !is(c.Out.String()) {
+		if c.Ended() && !is() {
 			return false, fmt.Errorf("it has ended with %d: %s", c.cmd.ProcessState.ExitCode(), c.Err.String())
 		}
 		return false, nil
@@ -239,6 +251,14 @@ func (t *Text) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.buf.String()
+}
+
+// Tail is the last n bytes of it, or all.
+func (t *Text) Tail(n int) string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	b := t.buf.Bytes()
+	return string(b[max(0, len(b)-n):])
 }
 
 // Len is how much there is.
