@@ -12,7 +12,7 @@ import (
 
 // together is how many tests run at a time, unless -parallel says: most of each is
 // waiting, for a line to fall silent or a container to start.
-const together = "4"
+const together = "3"
 
 func TestMain(m *testing.M) {
 	flag.Parse()

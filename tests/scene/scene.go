@@ -23,7 +23,7 @@ import (
 )
 
 // Patience bounds every wait. It only ends a test that has failed.
-const Patience = 3 * time.Minute
+const Patience = 8 * time.Minute
 
 // shared is the one cloud of this package; every test has nodes and a namespace
 // of its own in it.
