@@ -232,6 +232,26 @@ func TestALogEndsWithTheReason(t *testing.T) {
 	}
 }
 
+// TestThePathThatIsCheckedIsTheOneThatIsServed: the right depends on the path.
+func TestThePathThatIsCheckedIsTheOneThatIsServed(t *testing.T) {
+	open, _ := node(t, func(s link.Stream) {
+		if r, err := http.ReadRequest(bufio.NewReader(s)); err == nil {
+			body := r.URL.EscapedPath()
+			fmt.Fprintf(s, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+		}
+	})
+	tun := tunnel(t, open)
+	for path, code := range map[string]int{
+		"/stats/summary": 200, "/logs/": 200, "/containerLogs/ns/p/c": 200,
+		"/stats/../exec/ns/p/c": 400, "/stats/%2e%2e/exec/ns/p/c": 400, "//exec/ns/p/c": 400, "/stats//summary": 400, "/./pods": 400, "/pods/.": 400,
+	} {
+		w := ask(t, tun, "till-1", path)
+		if w.Code != code || code == 200 && w.Body.String() != path {
+			t.Errorf("%s: %d %q, want %d", path, w.Code, w.Body.String(), code)
+		}
+	}
+}
+
 func TestRightsAreThoseOfAKubelet(t *testing.T) {
 	for path, want := range map[string]string{
 		"/stats/summary": "stats", "/stats": "stats", "/statsx": "proxy",
