@@ -153,24 +153,17 @@ func (p *pool) Put(b []byte) { p.Pool.Put(&b) }
 
 var buffers = &pool{sync.Pool{New: func() any { b := make([]byte, bufferSize); return &b }}}
 
-func transport(o Options) http.RoundTripper {
+// streams speaks HTTP with a node of this hub, in the stream of the request's context
+// (withStream): no request has the stream of another.
+func (t *Tunnel) streams() http.RoundTripper {
 	return &http.Transport{
 		DisableKeepAlives: true, DisableCompression: true,
-		ResponseHeaderTimeout: o.AnswerWithin, MaxResponseHeaderBytes: maxHeader,
+		ResponseHeaderTimeout: t.o.AnswerWithin, MaxResponseHeaderBytes: maxHeader,
 		WriteBufferSize: bufferSize, ReadBufferSize: bufferSize,
-		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
-			if s, ok := ctx.Value(streamKey{}).(link.Stream); ok {
-				return streamConn{s}, nil
-			}
-			node, _, err := net.SplitHostPort(address)
-			if err != nil {
-				return nil, err
-			}
-			ctx, cancel := context.WithTimeout(ctx, o.OpenWithin)
-			defer cancel()
-			s, err := o.Open(ctx, node)
-			if err != nil {
-				return nil, err
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			s, ok := ctx.Value(streamKey{}).(link.Stream)
+			if !ok {
+				return nil, errors.New("a request without a stream")
 			}
 			return streamConn{s}, nil
 		},

@@ -77,14 +77,13 @@ type Peers struct {
 
 // Tunnel serves the nodes' ports.
 type Tunnel struct {
-	o       Options
-	ports   *ports
-	nodes   directory
-	known   atomic.Bool  // every Node has been seen
-	near    http.Handler // to a node of this hub
-	far     http.Handler // by another hub
-	counts  counts
-	streams http.RoundTripper
+	o      Options
+	ports  *ports
+	nodes  directory
+	known  atomic.Bool  // every Node has been seen
+	near   http.Handler // to a node of this hub
+	far    http.Handler // by another hub
+	counts counts
 }
 
 // New opens nothing but what listens; a Tunnel serves in Run.
@@ -105,16 +104,12 @@ func New(o Options) (*Tunnel, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Tunnel{o: o, ports: p, nodes: directory{address: o.Address, all: make(map[string]place), claims: make(map[int]string)}, streams: transport(o)}
+	t := &Tunnel{o: o, ports: p, nodes: directory{address: o.Address, all: make(map[string]place), claims: make(map[int]string)}}
 	p.claimed = t.nodes.claimed
-	t.near = t.proxy(t.streams)
+	t.near = t.proxy(t.streams())
 	t.far = t.proxy(t.hubs())
 	return t, nil
 }
-
-// Transport speaks HTTP with the nodes of this hub: a URL's host is the node's name.
-// Each request has a stream of its own, which ends with it.
-func (t *Tunnel) Transport() http.RoundTripper { return t.streams }
 
 // Endpoint is where a node is reached through this hub, for its Node; false: nowhere,
 // or not yet. It opens the node's port.
