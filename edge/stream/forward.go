@@ -23,7 +23,7 @@ import (
 // What is spoken to forward ports: a SPDY connection in which each forwarded connection
 // has two streams with a number in common, one for its bytes and one for what went wrong.
 const (
-	forwardUpgrade  = "SPDY/3.1"
+	spdyUpgrade     = "SPDY/3.1"
 	forwardProtocol = "portforward.k8s.io"
 	protocolHeader  = "X-Stream-Protocol-Version"
 	streamType      = "Streamtype"
@@ -59,7 +59,7 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, pod string, net
 	}
 	defer client.Close()
 	defer context.AfterFunc(r.Context(), func() { client.Close() })()
-	head := "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + forwardUpgrade + "\r\n" + protocolHeader + ": " + forwardProtocol + "\r\n\r\n"
+	head := "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + spdyUpgrade + "\r\n" + protocolHeader + ": " + forwardProtocol + "\r\n\r\n"
 	if _, err := client.Write([]byte(head)); err != nil {
 		return
 	}
@@ -262,7 +262,7 @@ func (f *forwarder) dialInside(ctx context.Context, network, address string) (ne
 // forwards says whether this server forwards by itself, and to which network: to a pod
 // whose network the runtime tells, for clients that speak what kubectl's do.
 func (s *Server) forwards(r *http.Request, rt Runtime, sandbox string) (network *os.File, ok bool) {
-	if !strings.EqualFold(r.Header.Get("Upgrade"), forwardUpgrade) {
+	if !strings.EqualFold(r.Header.Get("Upgrade"), spdyUpgrade) {
 		return nil, false
 	}
 	path, err := rt.Network(r.Context(), sandbox)

@@ -29,8 +29,9 @@ type upgraded struct {
 
 func (u upgraded) Read(b []byte) (int, error) { return u.r.Read(b) }
 
-// forwardBy opens a session; what the server says if it does not.
-func (a *api) forwardBy(path, protocol string) (*forwarding, string) {
+// spdy opens a session over a connection that the client may slow down; what the server
+// says if it opens none.
+func (a *api) spdy(path, protocol string, slow func(net.Conn) net.Conn) (*spdystream.Connection, string) {
 	a.t.Helper()
 	conn, err := a.client.Transport.(*http.Transport).DialContext(a.t.Context(), "tcp", "edge-1:80")
 	must(a.t, err)
@@ -48,10 +49,17 @@ func (a *api) forwardBy(path, protocol string) (*forwarding, string) {
 		body, _ := io.ReadAll(response.Body)
 		return nil, fmt.Sprintf("%d %s", response.StatusCode, body)
 	}
-	session, err := spdystream.NewConnection(upgraded{conn, r}, false)
+	session, err := spdystream.NewConnection(slow(upgraded{conn, r}), false)
 	must(a.t, err)
 	go session.Serve(spdystream.NoOpStreamHandler)
-	return &forwarding{Connection: session, t: a.t}, ""
+	return session, ""
+}
+
+// forwardBy opens a session; what the server says if it does not.
+func (a *api) forwardBy(path, protocol string) (*forwarding, string) {
+	a.t.Helper()
+	session, refused := a.spdy(path, protocol, func(c net.Conn) net.Conn { return c })
+	return &forwarding{Connection: session, t: a.t}, refused
 }
 
 func (f *forwarding) stream(kind string, request, port int) *spdystream.Stream {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 )
@@ -16,11 +17,9 @@ import (
 const (
 	dialTimeout   = 10 * time.Second
 	answerTimeout = 30 * time.Second
-	// clientGone is how long the runtime may go on sending after the client has ended
-	// its half, and runtimeGone how long the client may keep the connection after the
-	// runtime has closed it: neither protocol sends anything of use then.
-	clientGone  = 10 * time.Second
-	runtimeGone = time.Second
+	// otherHalf is how long one side may go on after the other has ended its half: the
+	// runtime sends nothing of use then, and the client reads what is on its way.
+	otherHalf = 10 * time.Second
 )
 
 // proxy hands the client's upgrade on to the runtime's streaming server, and then bytes
@@ -53,7 +52,7 @@ func (s *Server) proxy(w http.ResponseWriter, r *http.Request, target *url.URL) 
 	if err := errors.Join(response.Write(buffered), buffered.Flush()); err != nil {
 		return
 	}
-	join(bufferedConn{client, buffered.Reader}, backend, &s.buffers)
+	join(bufferedConn{client, buffered.Reader}, backend, strings.EqualFold(response.Header.Get("Upgrade"), spdyUpgrade), &s.buffers)
 }
 
 // ask makes the request to the streaming server, as the client made it but for its
@@ -109,29 +108,34 @@ func (c bufferedConn) closeWrite() {
 }
 
 // join copies both ways. Who ends its half has that passed on, and the other side gets a
-// moment to end its own; an error ends both at once. Both are closed when it returns.
-func join(client, backend bufferedConn, pool *sync.Pool) {
+// while to end its own; an error ends both at once. A runtime that reads no more is no
+// error: what it has said may still be on its way. Both are closed when it returns.
+func join(client, backend bufferedConn, spdy bool, pool *sync.Pool) {
+	var up, down io.Writer = &whileTaken{w: backend}, client
+	if spdy {
+		p := &pinged{client: client}
+		up, down = &withoutPings{runtime: up, ping: p.ping}, p
+	}
 	var copies sync.WaitGroup
 	upDone, downDone := make(chan error, 1), make(chan error, 1)
-	copies.Go(func() { upDone <- transfer(backend, client, pool) })
-	copies.Go(func() { downDone <- transfer(client, backend, pool) })
+	copies.Go(func() { upDone <- transfer(up, client, pool) })
+	copies.Go(func() { downDone <- transfer(down, backend, pool) })
 	var err error
 	var other chan error
-	var patience time.Duration
 	select {
 	case err = <-upDone:
-		other, patience = downDone, clientGone
+		other = downDone
 		if err == nil {
 			backend.closeWrite()
 		}
 	case err = <-downDone:
-		other, patience = upDone, runtimeGone
+		other = upDone
 		if err == nil {
 			client.closeWrite()
 		}
 	}
 	if err == nil {
-		timer := time.NewTimer(patience)
+		timer := time.NewTimer(otherHalf)
 		select {
 		case <-other:
 		case <-timer.C:
@@ -141,6 +145,20 @@ func join(client, backend bufferedConn, pool *sync.Pool) {
 	client.Close()
 	backend.Close()
 	copies.Wait()
+}
+
+// whileTaken throws away what is written after the first failure.
+type whileTaken struct {
+	w      io.Writer
+	failed bool
+}
+
+func (w *whileTaken) Write(b []byte) (int, error) {
+	if !w.failed {
+		_, err := w.w.Write(b)
+		w.failed = err != nil
+	}
+	return len(b), nil
 }
 
 // A transfer that has little to do holds little: most port-forwards and shells are idle.

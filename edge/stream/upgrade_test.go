@@ -6,11 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/gorilla/websocket"
+	"github.com/moby/spdystream"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -149,6 +154,7 @@ func execInAContainer(t *testing.T, n *node) {
 			t.Error("what came back is not what was sent")
 		}
 	})
+	t.Run("SlowReader", func(t *testing.T) { slowReader(t, n) })
 	t.Run("Terminal", func(t *testing.T) {
 		s := n.open("/exec/shop/web/main?input=1&output=1&tty=1&command=sh")
 		s.send(resize, []byte(`{"Width":97,"Height":31}`))
@@ -252,4 +258,65 @@ func forwardPorts(t *testing.T, n *node) {
 	if got := n.forwarded("/portForward/shop/host/uid-host?port=18080", "two\n"); got != "host two\n" {
 		t.Errorf("from the pod in the node's network: %q", got)
 	}
+}
+
+// gate is a connection that is not read while it is shut.
+type gate struct {
+	net.Conn
+	shut sync.RWMutex
+}
+
+func (g *gate) Read(b []byte) (int, error) {
+	g.shut.RLock()
+	defer g.shut.RUnlock()
+	return g.Conn.Read(b)
+}
+
+// slowReader: all that a command said arrives, also where it has ended and the runtime
+// has closed while it was on its way, and where the client has said something since: its
+// keep-alive.
+func slowReader(t *testing.T, n *node) {
+	const size = 6 << 20
+	var g *gate
+	session, refused := n.spdy("/exec/shop/web/main?output=1&command=head&command=-c&command="+strconv.Itoa(size)+"&command=/dev/zero",
+		"v4.channel.k8s.io", func(c net.Conn) net.Conn { g = &gate{Conn: c}; return g })
+	if refused != "" {
+		t.Fatal(refused)
+	}
+	open := func(kind string) *spdystream.Stream {
+		s, err := session.CreateStream(http.Header{"Streamtype": {kind}}, nil, false)
+		must(t, err)
+		must(t, s.WaitTimeout(patience))
+		return s
+	}
+	problems, out := open("error"), open("stdout")
+	said := make(chan int64, 1)
+	go func() {
+		size, _ := io.Copy(io.Discard, out) // what is missing is seen by its size
+		said <- size
+	}()
+	first := make(chan struct{})
+	go func() {
+		for range 50 {
+			g.shut.Lock()
+			time.Sleep(20 * time.Millisecond) // this is a slow reader
+			g.shut.Unlock()
+		}
+		close(first)
+	}()
+	go func() {
+		for {
+			if _, err := session.Ping(); err != nil {
+				return
+			}
+		}
+	}()
+	if got := <-said; got != size {
+		t.Errorf("%d bytes of %d arrived", got, size)
+	}
+	status, err := io.ReadAll(problems)
+	if err != nil || !strings.Contains(string(status), "Success") {
+		t.Errorf("how it ended: %q, %v", status, err)
+	}
+	<-first
 }
