@@ -7,30 +7,39 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-)
 
-// lingering is how long a connection stays open after its last words, so that they are
-// read before its end is.
-const lingering = 200 * time.Millisecond
+	"github.com/holdfast-edge/holdfast/common/spdy"
+)
 
 // sayWhyItEnds makes an answer tell its reader when the line breaks in the middle of it.
 func (t *Tunnel) sayWhyItEnds(r *http.Response) {
 	why := func(err error) string {
+		if errors.Is(err, io.EOF) {
+			return fmt.Sprintf("node %s ended the connection and did not say how the command ended: it may have ended, or go on", nodeOf(r.Request.Context()))
+		}
 		return fmt.Sprintf("the line to node %s was cut at %s (%v)", nodeOf(r.Request.Context()), t.o.Now().UTC().Format(time.RFC3339), err)
 	}
 	path := r.Request.URL.Path
 	switch {
 	case r.StatusCode == http.StatusOK && strings.HasPrefix(path, "/containerLogs/"):
 		r.Body = &endedLog{ReadCloser: r.Body, why: why}
-	case r.StatusCode == http.StatusSwitchingProtocols && strings.EqualFold(r.Header.Get("Upgrade"), "SPDY/3.1") &&
-		r.Header.Get("X-Stream-Protocol-Version") == "v4.channel.k8s.io":
-		if conn, ok := r.Body.(io.ReadWriteCloser); ok {
-			r.Body = &endedCommand{ReadWriteCloser: conn, why: why}
+	case r.StatusCode == http.StatusSwitchingProtocols:
+		conn, ok := r.Body.(io.ReadWriteCloser)
+		if !ok {
+			return
+		}
+		node := handedOver{ReadWriteCloser: conn}
+		if strings.EqualFold(r.Header.Get("Upgrade"), "SPDY/3.1") && r.Header.Get("X-Stream-Protocol-Version") == "v4.channel.k8s.io" {
+			r.Body = &command{node, why}
+		} else {
+			r.Body = &node
 		}
 	}
 }
@@ -39,6 +48,21 @@ func (t *Tunnel) sayWhyItEnds(r *http.Response) {
 // whoever asked.
 func brokenLine(err error) bool {
 	return err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, http.ErrBodyReadAfterClose) && !isCanceled(err)
+}
+
+// lingerFor is how long who asked may take to read the end of what was said.
+const lingerFor = 5 * time.Minute
+
+// lingering is the connection of who asked. Once all was said it stays open until the
+// other side ends it: the kernel throws away what is unread when a connection is closed to
+// which something comes afterwards, such as a keep-alive.
+type lingering struct{ net.Conn }
+
+func (l lingering) CloseWrite() error {
+	if err := closeWrite(l.Conn); err != nil {
+		return err
+	}
+	return l.SetReadDeadline(time.Now().Add(lingerFor))
 }
 
 // endedLog says in a log why it ends: kubectl would only stop.
@@ -67,70 +91,93 @@ func (l *endedLog) Read(b []byte) (int, error) {
 	return 0, l.err
 }
 
-// endedCommand says in the error stream of exec and attach why the connection ends.
-// It counts frames (SPDY/3.1: eight bytes of header, of which the last three are the
-// length) and looks into none: a frame can be added only between two.
-type endedCommand struct {
+// handedOver is the node's side of a connection that has switched protocols. A node that
+// reads no more has ended, and what it said before is still on its way: what is written to
+// it is thrown away, for an error would make the proxy cut that off.
+type handedOver struct {
 	io.ReadWriteCloser
-	why    func(error) string
-	header [frameHeader]byte // of the frame that begins
-	got    int               // bytes of header
-	rest   int               // bytes of the frame that are still to come
-	last   *bytes.Reader
-	err    error
+	deaf bool
 }
 
-const (
-	frameHeader = 8
-	// errorStream is the first stream that a client of v4.channel.k8s.io opens.
-	errorStream = 1
-	frameFin    = 1
-)
-
-func (c *endedCommand) Read(b []byte) (int, error) {
-	if c.last == nil {
-		n, err := c.ReadWriteCloser.Read(b)
-		c.count(b[:n])
-		if !brokenLine(err) || c.got != 0 || c.rest != 0 {
-			return n, err
-		}
-		c.err, c.last = err, bytes.NewReader(lastFrame(c.why(err)))
-		if n > 0 {
-			return n, nil
-		}
+func (h *handedOver) Write(b []byte) (int, error) {
+	if !h.deaf {
+		_, err := h.ReadWriteCloser.Write(b)
+		h.deaf = err != nil
 	}
-	if n, err := c.last.Read(b); err == nil {
-		return n, nil
-	}
-	time.Sleep(lingering)
-	return 0, c.err
+	return len(b), nil
 }
 
-// CloseWrite ends the writing half where the connection has one.
-func (c *endedCommand) CloseWrite() error {
-	if half, ok := c.ReadWriteCloser.(interface{ CloseWrite() error }); ok {
+// CloseWrite ends the writing half.
+func (h *handedOver) CloseWrite() error { return closeWrite(h.ReadWriteCloser) }
+
+// closeWrite ends the writing half where a connection has one.
+func closeWrite(conn any) error {
+	if half, ok := conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
 	}
 	return nil
 }
 
-// count follows the frames.
-func (c *endedCommand) count(b []byte) {
-	for len(b) > 0 {
-		if c.rest > 0 {
-			n := min(c.rest, len(b))
-			c.rest -= n
-			b = b[n:]
-			continue
+// command is the node's side of exec and attach. Clients take a connection's end for the
+// command's, and for success, so this says in the error stream where the node has not said
+// how it ended.
+type command struct {
+	handedOver
+	why func(error) string
+}
+
+const (
+	// errorStream is the first stream that a client of v4.channel.k8s.io opens.
+	errorStream = 1
+	frameFin    = 1
+)
+
+// WriteTo copies whole frames alone, up to those that are larger than the buffer, so that
+// the last words come between two.
+func (c *command) WriteTo(w io.Writer) (written int64, err error) {
+	buf := frameBuffers.Get().(*[frameBuffer]byte)
+	defer frameBuffers.Put(buf)
+	var frames spdy.Frames
+	told := false  // how the command ended
+	split := false // the beginning of a large frame was passed on
+	held := 0      // bytes of a frame that is not whole
+	for {
+		n, failed := c.Read(buf[held:])
+		end, at, got := 0, held, held+n
+		for at < got {
+			at += frames.Next(buf[at:got])
+			if frames.Between() {
+				end, split = at, false
+				stream, size, data := frames.Data()
+				told = told || data && stream == errorStream && size > 0
+			}
 		}
-		n := copy(c.header[c.got:], b)
-		c.got += n
-		b = b[n:]
-		if c.got == frameHeader {
-			c.got, c.rest = 0, int(binary.BigEndian.Uint32(c.header[4:])&0xffffff)
+		if end == 0 && got == len(buf) {
+			end, split = got, true
+		}
+		n, err = w.Write(buf[:end])
+		written += int64(n)
+		if err != nil {
+			return written, err
+		}
+		held = copy(buf[:], buf[end:got])
+		switch {
+		case failed == nil:
+		case told || split && errors.Is(failed, io.EOF):
+			return written, nil
+		case split:
+			return written, failed
+		default:
+			n, err = w.Write(lastFrame(c.why(failed)))
+			return written + int64(n), err
 		}
 	}
 }
+
+// frameBuffer holds a frame as runtimes send them: they copy in pieces of 32 KiB.
+const frameBuffer = 64 << 10
+
+var frameBuffers = sync.Pool{New: func() any { return new([frameBuffer]byte) }}
 
 // lastFrame is a data frame that ends the error stream with a Status.
 func lastFrame(message string) []byte {

@@ -42,10 +42,18 @@ func (no) Authorize(context.Context, *authenticationv1.UserInfo, ...authorizatio
 	return &access.Refusal{Code: http.StatusForbidden}
 }
 
-// as serves a Tunnel as the port of that node.
+// as serves a Tunnel as the port of that node, and secure as it is: over TLS.
 func as(t *testing.T, tun *Tunnel, node string) *httptest.Server {
+	return served(t, tun, node, httptest.NewServer)
+}
+
+func secure(t *testing.T, tun *Tunnel, node string) *httptest.Server {
+	return served(t, tun, node, httptest.NewTLSServer)
+}
+
+func served(t *testing.T, tun *Tunnel, node string, start func(http.Handler) *httptest.Server) *httptest.Server {
 	t.Helper()
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server := start(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		tun.serve(w, r.WithContext(context.WithValue(r.Context(), nodeKey{}, node)))
 	}))
 	t.Cleanup(server.Close)

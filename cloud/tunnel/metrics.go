@@ -97,7 +97,11 @@ func (c *countedWriter) Unwrap() http.ResponseWriter { return c.ResponseWriter }
 // Hijack is for a switch of protocols.
 func (c *countedWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	c.code = http.StatusSwitchingProtocols
-	return http.NewResponseController(c.ResponseWriter).Hijack()
+	conn, buffered, err := http.NewResponseController(c.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	return lingering{conn}, buffered, nil
 }
 
 // quiet takes what net/http would print: a client that goes away is nobody's business.

@@ -2,7 +2,9 @@ package tunnel
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -277,39 +279,112 @@ func TestRightsAreThoseOfAKubelet(t *testing.T) {
 	}
 }
 
-// pieces is a connection that gives its bytes in pieces of that size, and then breaks.
+// pieces is a connection that gives its bytes in pieces of that size, and then ends.
 type pieces struct {
 	rest []byte
 	size int
+	end  error
 }
 
 func (p *pieces) Read(b []byte) (int, error) {
 	if len(p.rest) == 0 {
-		return 0, link.ErrSilent
+		return 0, p.end
 	}
 	n := copy(b, p.rest[:min(p.size, len(p.rest))])
 	p.rest = p.rest[n:]
 	return n, nil
 }
-func (p *pieces) Write(b []byte) (int, error) { return len(b), nil }
-func (p *pieces) Close() error                { return nil }
+func (p *pieces) Write([]byte) (int, error) { return 0, p.end }
+func (p *pieces) Close() error              { return nil }
 
+// TestACommandEndsWithTheReason: between two frames, or after one that is cut off.
 func TestACommandEndsWithTheReason(t *testing.T) {
-	why := func(error) string { return "the line was cut" }
-	want := string(lastFrame("the line was cut"))
-	frames := "\x80\x03\x00\x02\x00\x00\x00\x05reply" + "\x00\x00\x00\x03\x00\x00\x00\x02hi" + "\x00\x00\x00\x03\x01\x00\x00\x00"
-	for size := 1; size <= len(frames); size++ {
-		for cut := range len(frames) + 1 {
-			whole := cut == 0 || cut == 13 || cut == 23 || cut == len(frames)
-			c := &endedCommand{ReadWriteCloser: &pieces{[]byte(frames[:cut]), size}, why: why}
-			got, err := io.ReadAll(io.LimitReader(c, int64(cut+len(want))))
-			expect := frames[:cut]
-			if whole {
-				expect += want
-			}
-			if string(got) != expect || !whole && !errors.Is(err, link.ErrSilent) {
-				t.Fatalf("pieces of %d, cut after %d: %q, %v", size, cut, got, err)
+	const why = "the line was cut"
+	open, output := "\x80\x03\x00\x02\x00\x00\x00\x05reply", "\x00\x00\x00\x03\x00\x00\x00\x02hi"
+	status := string(lastFrame("exit 3"))
+	frames := []string{open, output, "\x00\x00\x00\x03\x01\x00\x00\x00", status, "\x80\x03\x00\x03\x00\x00\x00\x08reset it"}
+	all := strings.Join(frames, "")
+	for _, end := range []error{io.EOF, link.ErrSilent} {
+		for size := 1; size <= len(all); size++ {
+			for cut := range len(all) + 1 {
+				want, rest, told := "", cut, false
+				for _, frame := range frames {
+					if rest -= len(frame); rest < 0 {
+						break
+					}
+					want, told = want+frame, told || frame == status
+				}
+				if !told {
+					want += string(lastFrame(why))
+				}
+				c := &command{handedOver{ReadWriteCloser: &pieces{[]byte(all[:cut]), size, end}}, func(error) string { return why }}
+				var got strings.Builder
+				if _, err := io.Copy(&got, c); got.String() != want || err != nil {
+					t.Fatalf("pieces of %d, %v after %d: %q, %v, want %q", size, end, cut, got.String(), err, want)
+				}
 			}
 		}
+	}
+}
+
+// TestALargeFrameIsNotKept: it passes in parts, and nothing is put into it.
+func TestALargeFrameIsNotKept(t *testing.T) {
+	large := append([]byte{0, 0, 0, 3, 0, 4, 0, 0}, make([]byte, 4<<16)...)
+	for _, c := range []struct {
+		cut  int
+		said bool
+	}{{len(large), true}, {len(large) - 1, false}, {frameBuffer + 1, false}, {frameBuffer - 1, true}} {
+		var got bytes.Buffer
+		_, err := io.Copy(&got, &command{handedOver{ReadWriteCloser: &pieces{large[:c.cut], 1 << 15, link.ErrSilent}}, func(error) string { return "why" }})
+		if said := bytes.HasSuffix(got.Bytes(), lastFrame("why")); said != c.said || said != (err == nil) {
+			t.Errorf("cut after %d of %d: %d bytes, reason %v, %v", c.cut, len(large), got.Len(), said, err)
+		}
+	}
+}
+
+// TestWhatWasSaidArrives: a node ends and closes while much of what it said is on its way
+// to a slow reader, which says something itself meanwhile.
+func TestWhatWasSaidArrives(t *testing.T) {
+	const size = 12 << 20
+	open, _ := node(t, func(s link.Stream) {
+		r := bufio.NewReader(s)
+		if _, err := http.ReadRequest(r); err != nil {
+			return
+		}
+		fmt.Fprint(s, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: any\r\n\r\n")
+		if _, err := s.Write(make([]byte, size)); err != nil {
+			t.Error(err)
+		}
+		s.Close()
+	})
+	conn, err := tls.Dial("tcp", secure(t, tunnel(t, open), "till-1").Listener.Addr().String(), &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprint(conn, "POST /exec/a/b/c HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: any\r\n\r\n")
+	r := bufio.NewReader(conn)
+	if response, err := http.ReadResponse(r, nil); err != nil || response.StatusCode != http.StatusSwitchingProtocols {
+		t.Fatalf("%+v, %v", response, err)
+	}
+	got := 0
+	for b := make([]byte, 256<<10); ; {
+		n, err := r.Read(b)
+		got += n
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Errorf("after %d bytes: %v", got, err)
+			break
+		}
+		if _, err := conn.Write([]byte("still here")); err != nil {
+			t.Errorf("after %d bytes the reader is not listened to: %v", got, err)
+			break
+		}
+		time.Sleep(time.Millisecond) // this is a slow reader
+	}
+	if got != size {
+		t.Errorf("%d bytes of %d arrived", got, size)
 	}
 }
