@@ -116,7 +116,7 @@ func TestEdgecoreWithoutRuntimeOrHubWaitsAndSaysSo(t *testing.T) {
 	}
 	deadline := time.After(patience)
 	var s localstatus.Status
-	for s.Outbox == 0 || s.Line.LastError == "" { // the node's status waits for the hub
+	for s.Outbox == 0 || s.ReadyReason == "" || s.Line.LastError == "" { // the node's status waits for the hub
 		select {
 		case err := <-done:
 			t.Fatalf("edgecore ended: %v", err)
