@@ -357,7 +357,9 @@ func TestWhatWasSaidArrives(t *testing.T) {
 		}
 		s.Close()
 	})
-	conn, err := tls.Dial("tcp", secure(t, tunnel(t, open), "till-1").Listener.Addr().String(), &tls.Config{InsecureSkipVerify: true})
+	server := secure(t, tunnel(t, open), "till-1")
+	trusted := server.Client().Transport.(*http.Transport).TLSClientConfig
+	conn, err := tls.Dial("tcp", server.Listener.Addr().String(), &tls.Config{RootCAs: trusted.RootCAs, ServerName: "example.com"})
 	if err != nil {
 		t.Fatal(err)
 	}
