@@ -16,6 +16,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -77,12 +78,18 @@ func run(ctx context.Context, args []string, out, logs io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("config file %s: %w", *file, err)
 	}
-	// net/http tells of what an edge does wrong, in the edge's words: not for everybody.
-	stdlog.SetOutput(slog.NewLogLogger(log.Handler(), slog.LevelDebug).Writer())
-	stdlog.SetFlags(0)
-	klog.SetSlogLogger(log.With("from", "client-go"))
+	processLogs.Do(func() {
+		// net/http tells of what an edge does wrong, in the edge's words: not for everybody.
+		stdlog.SetOutput(slog.NewLogLogger(log.Handler(), slog.LevelDebug).Writer())
+		stdlog.SetFlags(0)
+		klog.SetSlogLogger(log.With("from", "client-go"))
+	})
 	return serve(ctx, cfg, log)
 }
+
+// processLogs sends the logs that a process has once to the first cloudcore's: they
+// cannot be sent elsewhere while somebody logs, as another one in a test does.
+var processLogs sync.Once
 
 func serve(ctx context.Context, cfg config.Cloud, log *slog.Logger) error {
 	log.Info("cloudcore starts", "version", version)
