@@ -19,8 +19,8 @@ const (
 )
 
 // streamChunk is how much of a stream goes into one frame: so long a message may
-// have to wait.
-const streamChunk = 16 << 10
+// have to wait. With all headers it fills one record of TLS.
+const streamChunk = 16<<10 - 64
 
 // streamFrame is a frame of yamux (its spec.md): 12 bytes of header, then data.
 // Each travels in a websocket frame of its own.
@@ -33,7 +33,7 @@ type streamFrame struct {
 
 const (
 	frameHeader = 12
-	maxFrame    = frameHeader + streamChunk
+	maxFrame    = frameHeader + 16<<10 // that is taken
 	frameData   = 0
 	frameWindow = 1
 	flagSYN     = 1

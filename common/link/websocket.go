@@ -22,9 +22,13 @@ const Path = "/v1/link"
 
 // Sizes of a websocket connection, in bytes.
 const (
-	// A hub holds thousands of idle connections: what each keeps is small.
+	// A hub holds thousands of connections: what each keeps, and holds while the
+	// line takes nothing, is small.
 	hubBuffer  = 1 << 10
 	edgeBuffer = 8 << 10
+	// edgeWrites holds the largest frame of a stream: an edge masks what it sends,
+	// for which all passes through this buffer, and each filling is a write.
+	edgeWrites = 16 << 10
 	// chunk is what must get through within Timing.Write, so that a large
 	// message may take its time on a thin line.
 	chunk = 16 << 10
