@@ -22,9 +22,10 @@ import (
 type Runtime interface {
 	Info(ctx context.Context) (runtime.Info, error)
 	Setup(ctx context.Context) runtime.Setup
-	SandboxImage(ctx context.Context) string
+	RunningSandboxes(ctx context.Context) ([]runtime.MadeSandbox, error)
+	SandboxImage(ctx context.Context, id string) string
 	Images(ctx context.Context) ([]runtime.NodeImage, error)
-	Pin(ctx context.Context, want []string) (runtime.Pins, error)
+	Pin(ctx context.Context, want []string, all bool) (runtime.Pins, error)
 }
 
 // Options of New. All but Log, Changed and Root must be set.
@@ -67,6 +68,8 @@ type Checker struct {
 	wasReady   bool          // the last look found nothing amiss
 	setup      runtime.Setup // as last told
 	setupAt    time.Time
+	madeBy     madeBy
+	madeByKept bool      // in the store
 	fullCheck  time.Time // when the whole database was last read
 	checkErr   error     // what that found
 	pinFailure string    // as last logged

@@ -26,22 +26,56 @@ import (
 // patience is how long a test waits for what must happen; never how long it may take.
 const patience = 2 * time.Minute
 
+// newFakeRuntime is containerd 1.7, which tells the image of sandboxes.
+func newFakeRuntime() *fakeRuntime {
+	return &fakeRuntime{version: "1.7.24", setup: runtime.Setup{SandboxImage: pauseImage}, made: map[string]string{}, images: []string{webImage, pauseImage}}
+}
+
 // fakeRuntime has images and pins whatever it is told to.
 type fakeRuntime struct {
-	mu     sync.Mutex
-	err    error
-	images []string
-	pinned []string // as last wanted
-	pins   int      // how often
+	mu      sync.Mutex
+	err     error
+	version string
+	setup   runtime.Setup
+	running []runtime.MadeSandbox // newest first
+	made    map[string]string     // their images by id
+	images  []string
+	pinned  []string // as last wanted
+	pinsAll bool     // they were all that is needed
+	pins    int      // how often
 }
 
 func (r *fakeRuntime) Info(context.Context) (runtime.Info, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return runtime.Info{Name: "containerd", Version: "1.7.24", Ready: true, NetworkReady: true}, r.err
+	return runtime.Info{Name: "containerd", Version: r.version, Ready: true, NetworkReady: true}, r.err
 }
-func (r *fakeRuntime) Setup(context.Context) runtime.Setup { return runtime.Setup{} }
-func (r *fakeRuntime) SandboxImage(context.Context) string { return pauseImage }
+func (r *fakeRuntime) Setup(context.Context) runtime.Setup {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.setup
+}
+
+func (r *fakeRuntime) RunningSandboxes(context.Context) ([]runtime.MadeSandbox, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.running, r.err
+}
+
+func (r *fakeRuntime) SandboxImage(_ context.Context, id string) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.made[id]
+}
+
+// make is a sandbox from then on, the newest.
+func (r *fakeRuntime) make(id, image string, made time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.running = append([]runtime.MadeSandbox{{ID: id, Made: made}}, r.running...)
+	r.made[id] = image
+}
+
 func (r *fakeRuntime) Images(context.Context) ([]runtime.NodeImage, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -52,11 +86,11 @@ func (r *fakeRuntime) Images(context.Context) ([]runtime.NodeImage, error) {
 	return out, nil
 }
 
-func (r *fakeRuntime) Pin(_ context.Context, want []string) (runtime.Pins, error) {
+func (r *fakeRuntime) Pin(_ context.Context, want []string, all bool) (runtime.Pins, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	slices.Sort(want)
-	r.pinned = want
+	r.pinned, r.pinsAll = want, all
 	r.pins++
 	pins := runtime.Pins{Pinned: map[string]bool{}}
 	for _, name := range want {
@@ -85,7 +119,7 @@ type node struct {
 func newNode(t *testing.T) *node {
 	t.Helper()
 	dir := t.TempDir()
-	n := &node{t: t, runtime: &fakeRuntime{images: []string{webImage, pauseImage}}, changed: make(chan struct{}, 10)}
+	n := &node{t: t, runtime: newFakeRuntime(), changed: make(chan struct{}, 10)}
 	var err error
 	if n.store, err = store.Open(filepath.Join(dir, "store.db"), store.Options{}); err != nil {
 		t.Fatal(err)
@@ -264,7 +298,7 @@ func BenchmarkLook(b *testing.B) {
 	if err := errors.Join(s.Apply(b.Context(), objects, nil), s.MarkSynced(b.Context())); err != nil {
 		b.Fatal(err)
 	}
-	c := New(Options{Node: "pi", Store: s, Runtime: func() Runtime { return &fakeRuntime{images: []string{webImage, pauseImage}} }, Pods: func() []pod.Summary { return nil },
+	c := New(Options{Node: "pi", Store: s, Runtime: func() Runtime { return newFakeRuntime() }, Pods: func() []pod.Summary { return nil },
 		Tokens: pod.NewTokens(s, nil, clock).Kept, HubTime: func() (time.Time, bool) { return time.Now(), true }, Wall: time.Now,
 		Certificate: func() (credential.Dates, error) {
 			return credential.Dates{RenewalDue: time.Now().Add(time.Hour), Ends: time.Now().Add(time.Hour)}, nil

@@ -206,7 +206,7 @@ func (c *Checker) runtime(ctx context.Context, f *Facts) {
 		c.setupAt = time.Time{} // it may come back as another one
 		return
 	}
-	c.learnSetup(ctx, rt)
+	c.learnSetup(ctx, rt, f.Runtime.Info)
 	f.Runtime.SandboxImage, f.Runtime.CNIConfDir = c.setup.SandboxImage, c.setup.CNIConfDir
 	if c.o.PauseImage != "" {
 		f.Runtime.SandboxImage = c.o.PauseImage
@@ -221,13 +221,14 @@ func (c *Checker) runtime(ctx context.Context, f *Facts) {
 }
 
 // learnSetup asks for what seldom changes every ten minutes.
-func (c *Checker) learnSetup(ctx context.Context, rt Runtime) {
+func (c *Checker) learnSetup(ctx context.Context, rt Runtime, info runtime.Info) {
+	met := c.meet(ctx, rt, info.Name+" "+info.Version)
 	if !c.setupAt.IsZero() && time.Since(c.setupAt) < 10*time.Minute && c.setup.SandboxImage != "" {
 		return
 	}
 	c.setup, c.setupAt = rt.Setup(ctx), time.Now()
-	if c.setup.SandboxImage == "" && c.o.PauseImage == "" {
-		c.setup.SandboxImage = rt.SandboxImage(ctx)
+	if c.setup.SandboxImage == "" && c.o.PauseImage == "" && met {
+		c.setup.SandboxImage = c.imageOfSandboxes(ctx, rt)
 	}
 }
 
@@ -246,8 +247,8 @@ func configsIn(dir string) int {
 	return n
 }
 
-// pin pins what is needed and lets go what is not. A database that the hub has not
-// completed lacks pods, perhaps: then nothing is touched.
+// pin pins what is needed, and lets go what is not where all that is needed is known. A
+// database that the hub has not completed lacks pods, perhaps: then nothing is touched.
 func (c *Checker) pin(ctx context.Context, rt Runtime, f *Facts) (map[string]bool, error) {
 	if !f.SyncedOnce {
 		return nil, errors.New("the hub has not told everything yet")
@@ -266,7 +267,7 @@ func (c *Checker) pin(ctx context.Context, rt Runtime, f *Facts) (map[string]boo
 			add(ct.Image)
 		}
 	}
-	pins, err := rt.Pin(ctx, want)
+	pins, err := rt.Pin(ctx, want, f.Runtime.SandboxImage != "")
 	text := ""
 	if err != nil {
 		text = err.Error()

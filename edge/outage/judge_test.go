@@ -97,13 +97,14 @@ func TestWhatIsAmiss(t *testing.T) {
 		reason string
 		words  string // of subject, message and remedy
 	}{
-		"never synced":     {func(f *Facts) { f.SyncedOnce = false }, failing, "NeverSynced", "holdfast status"},
-		"runtime not read": {func(f *Facts) { f.Runtime.Info.Ready = false }, failing, "RuntimeNotReady", "journalctl -u containerd"},
-		"no network":       {func(f *Facts) { f.Runtime.Info.NetworkReady = false; f.Runtime.Info.Reason = "cni" }, failing, "NetworkNotReady", "cni"},
-		"no CNI files":     {func(f *Facts) { f.Runtime.CNIConfigs = 0 }, failing, "NoNetworkConfig", "/etc/cni/net.d"},
-		"pause unknown":    {func(f *Facts) { f.Runtime.SandboxImage = "" }, warning, "SandboxImageUnknown", "pauseImage"},
-		"pause missing":    {func(f *Facts) { f.Images = f.Images[:1] }, failing, "SandboxImageMissing", pauseImage},
-		"images unknown":   {func(f *Facts) { f.ImagesErr = errors.New("boom") }, failing, "ImagesUnknown", "boom"},
+		"never synced":           {func(f *Facts) { f.SyncedOnce = false }, failing, "NeverSynced", "holdfast status"},
+		"runtime not read":       {func(f *Facts) { f.Runtime.Info.Ready = false }, failing, "RuntimeNotReady", "journalctl -u containerd"},
+		"no network":             {func(f *Facts) { f.Runtime.Info.NetworkReady = false; f.Runtime.Info.Reason = "cni" }, failing, "NetworkNotReady", "cni"},
+		"no CNI files":           {func(f *Facts) { f.Runtime.CNIConfigs = 0 }, failing, "NoNetworkConfig", "/etc/cni/net.d"},
+		"pause unknown":          {func(f *Facts) { f.Runtime.SandboxImage = "" }, failing, "SandboxImageUnknown", "containerd 1.7.24 delete a pod pauseImage containerd config dump"},
+		"pause unknown, no pods": {func(f *Facts) { f.Runtime.SandboxImage, f.Pods = "", nil }, warning, "SandboxImageUnknown", "pauseImage"},
+		"pause missing":          {func(f *Facts) { f.Images = f.Images[:1] }, failing, "SandboxImageMissing", pauseImage},
+		"images unknown":         {func(f *Facts) { f.ImagesErr = errors.New("boom") }, failing, "ImagesUnknown", "boom"},
 
 		"image missing": {func(f *Facts) { f.Images = f.Images[1:] }, failing, "ImageMissing", "pod shop/web image " + webImage + " crictl pull"},
 		"image missing, never pulled": {func(f *Facts) {
@@ -240,8 +241,7 @@ func TestWhatIsNotAmiss(t *testing.T) {
 
 func TestFindingsAndMessagesAreBounded(t *testing.T) {
 	f := sound()
-	f.Images = nil
-	f.Runtime.SandboxImage = ""
+	f.Images = f.Images[1:] // the sandboxes'
 	f.Pods = nil
 	for i := range 500 {
 		p := webPod()

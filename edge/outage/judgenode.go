@@ -2,6 +2,7 @@ package outage
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/holdfast-edge/holdfast/common/bootunit"
@@ -29,9 +30,20 @@ func judgeRuntime(f Facts) []localstatus.Check {
 		s.fail("", "NetworkNotReady", "the pods' network is not ready: "+r.Info.Reason, "journalctl -u containerd")
 	}
 	if r.Err == nil && r.SandboxImage == "" {
-		s.warn("", "SandboxImageUnknown", "it does not tell the image of pod sandboxes, so nobody knows whether that is here", "name it in edgecore's config (pauseImage); with the first pod it is found by itself")
+		judgeUnknownSandboxImage(&s, f)
 	}
 	return s.done("%s %s answers", r.Info.Name, r.Info.Version)
+}
+
+// judgeUnknownSandboxImage: what has no pod to bring back needs no sandbox.
+func judgeUnknownSandboxImage(s *section, f Facts) {
+	const reason = "SandboxImageUnknown"
+	if !slices.ContainsFunc(f.Pods, func(p PodFacts) bool { return !refused(&p) }) {
+		s.warn("", reason, "it does not tell the image of pod sandboxes, so nobody knows whether that is here", "name it in edgecore's config (pauseImage); with the first pod it is found by itself")
+		return
+	}
+	s.fail("", reason, fmt.Sprintf("it does not tell the image of pod sandboxes, and no sandbox is known that %s %s has made: nobody knows whether the image is here", f.Runtime.Info.Name, f.Runtime.Info.Version),
+		"while its registry can be reached, delete a pod that is made anew: its sandbox tells. Or name the image in edgecore's config (pauseImage): `containerd config dump | grep sandbox` shows it")
 }
 
 // Bounds of the disk that holds the database, in bytes left.

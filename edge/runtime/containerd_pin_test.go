@@ -4,6 +4,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/holdfast-edge/holdfast/tests/rig/image"
 )
@@ -23,7 +24,7 @@ func (n *node) pin(t *testing.T) {
 	ctx := t.Context()
 	const name, pinned = image.BusyboxName, "io.cri-containerd.pinned=pinned"
 	for _, changed := range []int{1, 0} { // what holds already is not written again
-		got, err := n.rt.Pin(ctx, []string{name, "example.test/not-here:1"})
+		got, err := n.rt.Pin(ctx, []string{name, "example.test/not-here:1"}, true)
 		if err != nil || !got.Pinned[name] || len(got.Pinned) != 1 || got.Changed != changed {
 			t.Fatalf("pin: %+v, %v; want %d changed", got, err, changed)
 		}
@@ -35,7 +36,11 @@ func (n *node) pin(t *testing.T) {
 	if out, err := exec.Command("ctr", "-a", n.c.Socket(), "-n", "k8s.io", "images", "label", image.PauseName, pinned).CombinedOutput(); err != nil {
 		t.Fatalf("ctr: %v: %s", err, out)
 	}
-	got, err := n.rt.Pin(ctx, nil)
+	// Who does not know all that is needed takes nothing away.
+	if got, err := n.rt.Pin(ctx, nil, false); err != nil || got.Changed != 0 || !got.Pinned[name] {
+		t.Fatalf("pin nothing more: %+v, %v", got, err)
+	}
+	got, err := n.rt.Pin(ctx, nil, true)
 	if err != nil || got.Changed != 1 || got.Pinned[name] || !got.Pinned[image.PauseName] {
 		t.Fatalf("unpin: %+v, %v", got, err)
 	}
@@ -45,7 +50,22 @@ func (n *node) pin(t *testing.T) {
 	if text := n.labels(t, image.PauseName); !strings.Contains(text, pinned) {
 		t.Errorf("somebody else's pin is gone: %s", text)
 	}
-	if s := n.rt.Setup(ctx); s.SandboxImage == "" && n.rt.SandboxImage(ctx) == "" || s.CNIConfDir != n.c.CNIConfDir() {
-		t.Errorf("setup %+v", s)
+	setup := n.rt.Setup(ctx)
+	if setup.CNIConfDir != n.c.CNIConfDir() {
+		t.Errorf("setup %+v", setup)
+	}
+	n.run(t, newPod("pinned", "sleep", "60"))
+	// The newest sandbox tells what containerd 2.x does not.
+	running, err := n.rt.RunningSandboxes(ctx)
+	if err != nil || len(running) == 0 {
+		t.Fatalf("sandboxes: %+v, %v", running, err)
+	}
+	for i, s := range running {
+		if s.ID == "" || time.Since(s.Made) > time.Hour || i > 0 && s.Made.After(running[i-1].Made) {
+			t.Errorf("sandbox %d of %+v", i, running)
+		}
+	}
+	if got := n.rt.SandboxImage(ctx, running[0].ID); got == "" || setup.SandboxImage != "" && got != setup.SandboxImage {
+		t.Errorf("sandbox image %q, configured %q", got, setup.SandboxImage)
 	}
 }

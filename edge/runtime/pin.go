@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	"google.golang.org/grpc/metadata"
@@ -29,10 +30,10 @@ type Pins struct {
 	Changed int             // pinned or unpinned this time
 }
 
-// Pin sees to it that exactly these images (full references) carry this node's pin. One that is not on the node is left
-// out. Pins are labels of containerd's own records: CRI has no word for them. Nothing is written where all is as it
+// Pin sees to it that these images (full references) carry this node's pin, and where they are all that is needed, that
+// no other does. One that is not on the node is left out. Pins are labels of containerd's own records: CRI has no word for them. Nothing is written where all is as it
 // should be. On an error the outcome says what holds as far as is known.
-func (r *Runtime) Pin(ctx context.Context, want []string) (Pins, error) {
+func (r *Runtime) Pin(ctx context.Context, want []string, all bool) (Pins, error) {
 	ctx = metadata.AppendToOutgoingContext(ctx, namespaceTitle, criNamespace)
 	client := imagesapi.NewImagesClient(r.conn)
 	out := Pins{Pinned: map[string]bool{}}
@@ -44,7 +45,7 @@ func (r *Runtime) Pin(ctx context.Context, want []string) (Pins, error) {
 	for _, image := range list.Images {
 		ours := image.Labels[labelPinnedBy] != ""
 		out.Pinned[image.Name] = image.Labels[labelPinned] == pinnedValue
-		if !ours || slices.Contains(want, image.Name) {
+		if !ours || !all || slices.Contains(want, image.Name) {
 			continue
 		}
 		if err := label(ctx, client, image.Name, ""); err != nil {
@@ -95,14 +96,33 @@ func (r *Runtime) Setup(ctx context.Context) Setup {
 	return Setup{SandboxImage: c.SandboxImage, CNIConfDir: c.CNI.ConfDir}
 }
 
-// SandboxImage is the image that an existing sandbox was made from, for a runtime whose Setup does not tell (containerd
-// 2.x); empty when there is no sandbox, or it does not tell either.
-func (r *Runtime) SandboxImage(ctx context.Context) string {
-	list, err := r.runtime.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
-	if err != nil || len(list.Items) == 0 {
-		return ""
+// RunningSandboxes are the ids of all sandboxes that run, the newest first, with when they were made by the wall clock.
+// One that does not run may be of an earlier boot, when the clock showed whatever it did.
+func (r *Runtime) RunningSandboxes(ctx context.Context) ([]MadeSandbox, error) {
+	list, err := r.runtime.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{
+		Filter: &cri.PodSandboxFilter{State: &cri.PodSandboxStateValue{State: cri.PodSandboxState_SANDBOX_READY}}})
+	if err != nil {
+		return nil, fmt.Errorf("list sandboxes: %w", wrap(err))
 	}
-	st, err := r.runtime.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: list.Items[0].Id, Verbose: true})
+	out := make([]MadeSandbox, 0, len(list.Items))
+	for _, s := range list.Items {
+		out = append(out, MadeSandbox{ID: s.Id, Made: when(s.CreatedAt)})
+	}
+	slices.SortFunc(out, func(a, b MadeSandbox) int { return b.Made.Compare(a.Made) })
+	return out, nil
+}
+
+// MadeSandbox is a sandbox by its id, and when it was made.
+type MadeSandbox struct {
+	ID   string
+	Made time.Time
+}
+
+// SandboxImage is the image that a sandbox was made from; empty where the runtime does not tell. containerd 2.x tells of
+// its configured one in no other way: that is in the configuration of its image service, which Status leaves out
+// (containerd/containerd#11114 would put it where it was up to 1.7).
+func (r *Runtime) SandboxImage(ctx context.Context, id string) string {
+	st, err := r.runtime.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: id, Verbose: true})
 	if err != nil {
 		return ""
 	}
