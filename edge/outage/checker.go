@@ -71,7 +71,7 @@ type Checker struct {
 	madeBy     madeBy
 	madeByKept bool      // in the store
 	fullCheck  time.Time // when the whole database was last read
-	checkErr   error     // what that found
+	checkErr   error     // what that found; it is told until another one finds nothing
 	pinFailure string    // as last logged
 
 	mu      sync.Mutex

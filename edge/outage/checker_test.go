@@ -2,6 +2,7 @@ package outage
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"os"
 	"path/filepath"
@@ -237,6 +238,52 @@ func TestAVolumeThatIsThereOutlivesItsObject(t *testing.T) {
 	}
 	if got := n.failing(false); got != nil {
 		t.Errorf("with the volume's content kept: %v", got)
+	}
+}
+
+// TestDamageIsToldUntilACheckFindsNone: the condition follows it too, which no deep look makes.
+func TestDamageIsToldUntilACheckFindsNone(t *testing.T) {
+	n := newNode(t)
+	n.holdAll()
+	ctx := t.Context()
+	beside, err := sql.Open("sqlite3", n.checker.o.Database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = n.store.SetMeta(ctx, "k", make([]byte, 100_000))
+	if err == nil {
+		_, err = beside.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)") // so that it lies in the file
+	}
+	if err := errors.Join(err, beside.Close()); err != nil {
+		t.Fatal(err)
+	}
+	const at, size = 40_960, 8192
+	f, err := os.OpenFile(n.checker.o.Database, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	good := make([]byte, size)
+	if _, err := f.ReadAt(good, at); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt(slices.Repeat([]byte{0xa5}, size), at); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.failing(true); !slices.Equal(got, []string{"DatabaseDamaged"}) {
+		t.Fatalf("doctor: %v", got)
+	}
+	if got := n.failing(false); !slices.Equal(got, []string{"DatabaseDamaged"}) {
+		t.Errorf("the next look: %v", got)
+	}
+	if _, err := f.WriteAt(good, at); err != nil {
+		t.Fatal(err)
+	}
+	n.checker.fullCheck = time.Time{} // a minute later
+	for _, deep := range []bool{true, false} {
+		if got := n.failing(deep); got != nil {
+			t.Errorf("with a sound file (deep %v): %v", deep, got)
+		}
 	}
 }
 

@@ -73,7 +73,7 @@ type DatabaseFacts struct {
 	Fleeing   bool // its file system is in memory
 	Recovery  *store.Recovery
 	Checked   bool  // the whole of it was read for this look
-	CheckErr  error // of that
+	CheckErr  error // of the last time that all was read, this look or an earlier one
 	Opened    time.Duration
 }
 

@@ -283,6 +283,8 @@ func (c *Checker) pin(ctx context.Context, rt Runtime, f *Facts) (map[string]boo
 func (c *Checker) database(ctx context.Context, deep bool) DatabaseFacts {
 	d := DatabaseFacts{Path: c.o.Database, Fleeing: inMemory(filepath.Dir(c.o.Database)), Recovery: c.o.Store.Opened().Recovery, Opened: time.Since(c.opened)}
 	d.Health, d.HealthErr = c.o.Store.Health()
+	// Damage that was found once is there until a check of all finds none.
+	d.CheckErr = c.checkErr
 	if !deep {
 		return d
 	}

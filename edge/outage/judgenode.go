@@ -58,7 +58,7 @@ func judgeDatabase(d DatabaseFacts) []localstatus.Check {
 	if d.Fleeing {
 		s.fail(d.Path, "DatabaseInMemory", "the data directory lies in memory: a reboot empties it", "put dataDir on a disk, and join again")
 	}
-	if d.Checked && d.CheckErr != nil {
+	if d.CheckErr != nil {
 		s.fail(d.Path, "DatabaseDamaged", d.CheckErr.Error(), "systemctl restart edgecore: it puts the last good copy in its place; then look at the disk or SD card")
 	}
 	if r := d.Recovery; r != nil {
