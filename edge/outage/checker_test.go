@@ -241,6 +241,29 @@ func TestAVolumeThatIsThereOutlivesItsObject(t *testing.T) {
 	}
 }
 
+// TestAPodThatCannotBeReadIsNoReadyNode: it does not run, and what it needs is not let go.
+func TestAPodThatCannotBeReadIsNoReadyNode(t *testing.T) {
+	n := newNode(t)
+	n.holdAll()
+	p := webPod()
+	p.Name, p.UID = "till", "another than it was sent as"
+	n.hold(wire.Kind_KIND_POD, "shop", "till", "u2", "1", p)
+	if got := n.failing(false); !slices.Equal(got, []string{"PodUnreadable"}) || n.runtime.pinsAll {
+		t.Errorf("with a pod that cannot be read: %v; images are unpinned: %v", got, n.runtime.pinsAll)
+	}
+	if want := []string{pauseImage, webImage}; !slices.Equal(n.runtime.pinned, want) {
+		t.Errorf("pinned %v, want %v", n.runtime.pinned, want)
+	}
+	p.UID = "u2"
+	n.hold(wire.Kind_KIND_POD, "shop", "till", "u2", "2", p)
+	if _, err := n.tokens.Token(t.Context(), p, p.Spec.Volumes[1].Projected.Sources[0].ServiceAccountToken); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.failing(false); got != nil || !n.runtime.pinsAll {
+		t.Errorf("sent anew: %v; images are unpinned: %v", got, n.runtime.pinsAll)
+	}
+}
+
 // TestDamageIsToldUntilACheckFindsNone: the condition follows it too, which no deep look makes.
 func TestDamageIsToldUntilACheckFindsNone(t *testing.T) {
 	n := newNode(t)

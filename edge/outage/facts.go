@@ -17,6 +17,7 @@ type Facts struct {
 	SyncedOnce  bool
 	Runtime     RuntimeFacts
 	Pods        []PodFacts
+	Unread      []store.UnreadPod // what else must run
 	PodsErr     error
 	Objects     map[Object]Keys
 	Images      []runtime.NodeImage

@@ -36,7 +36,7 @@ func (c *Checker) gather(ctx context.Context, deep bool) Facts {
 	if c.changed.Swap(false) || deep || !c.wasReady || c.memo.at.IsZero() || time.Since(c.memo.at) > memoFor {
 		c.memo = c.recall(ctx)
 	}
-	f.Objects, f.PodsErr = c.memo.objects, c.memo.err
+	f.Objects, f.Unread, f.PodsErr = c.memo.objects, c.memo.unread, c.memo.err
 	f.Pods = c.alive(c.memo.pods)
 	c.runtime(ctx, &f)
 	return f
@@ -47,6 +47,7 @@ func (c *Checker) gather(ctx context.Context, deep bool) Facts {
 type memo struct {
 	at      time.Time // zero: it is of no use
 	pods    []PodFacts
+	unread  []store.UnreadPod
 	objects map[Object]Keys
 	err     error
 }
@@ -57,10 +58,11 @@ const memoFor = 5 * time.Minute
 // recall reads what the store holds.
 func (c *Checker) recall(ctx context.Context) memo {
 	m := memo{at: time.Now(), objects: map[Object]Keys{}}
-	all, err := c.o.Store.Pods(ctx)
+	all, unread, err := c.o.Store.PodsAndUnread(ctx)
 	if err != nil {
 		return memo{err: err}
 	}
+	m.unread = unread
 	for _, p := range all {
 		if p.DeletionTimestamp != nil {
 			continue
@@ -249,6 +251,7 @@ func configsIn(dir string) int {
 
 // pin pins what is needed, and lets go what is not where all that is needed is known. A
 // database that the hub has not completed lacks pods, perhaps: then nothing is touched.
+// What a pod that cannot be read needs is not known, either.
 func (c *Checker) pin(ctx context.Context, rt Runtime, f *Facts) (map[string]bool, error) {
 	if !f.SyncedOnce {
 		return nil, errors.New("the hub has not told everything yet")
@@ -267,7 +270,7 @@ func (c *Checker) pin(ctx context.Context, rt Runtime, f *Facts) (map[string]boo
 			add(ct.Image)
 		}
 	}
-	pins, err := rt.Pin(ctx, want, f.Runtime.SandboxImage != "")
+	pins, err := rt.Pin(ctx, want, f.Runtime.SandboxImage != "" && len(f.Unread) == 0)
 	text := ""
 	if err != nil {
 		text = err.Error()

@@ -119,6 +119,9 @@ func TestWhatIsAmiss(t *testing.T) {
 		"not pinned":    {func(f *Facts) { f.Pinned = nil; f.PinErr = errors.New("denied") }, warning, "ImagesNotPinned", "denied"},
 
 		"pods unreadable": {func(f *Facts) { f.PodsErr = errors.New("disk") }, failing, "PodsUnreadable", "disk"},
+		"pod unreadable": {func(f *Facts) {
+			f.Unread = []store.UnreadPod{{Namespace: "shop", Name: "till", UID: "u9", Err: errors.New("unexpected EOF")}}
+		}, failing, "PodUnreadable", "pod shop/till unexpected EOF kubectl -n shop delete pod till"},
 		"pod refused": {func(f *Facts) {
 			f.Pods[0].Summary.Reason, f.Pods[0].Summary.Message = "FieldNotSupported", "spec.volumes[x].persistentVolumeClaim"
 			f.Images = f.Images[1:] // which it does not need, then

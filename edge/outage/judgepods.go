@@ -22,6 +22,10 @@ func judgePods(f Facts) []localstatus.Check {
 		s.fail("", "PodsUnreadable", f.PodsErr.Error(), "see edgecore's log: `journalctl -u edgecore`")
 		return s.done("")
 	}
+	for _, u := range f.Unread {
+		s.fail("pod "+u.Namespace+"/"+u.Name, "PodUnreadable", "edgecore cannot read it and leaves it alone: "+u.Err.Error(),
+			fmt.Sprintf("have it made anew: `kubectl -n %s delete pod %s`, with --force if it does not go; if the new one cannot be read either, install the edgecore of the hub's version", u.Namespace, u.Name))
+	}
 	for i := range f.Pods {
 		p := &f.Pods[i]
 		if p.Summary == nil {

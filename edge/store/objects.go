@@ -92,21 +92,36 @@ func (s *Store) Digest(ctx context.Context) ([]byte, error) {
 // namespace and name. A pod that this build cannot decode is logged and left
 // out; the others must start all the same.
 func (s *Store) Pods(ctx context.Context) ([]*corev1.Pod, error) {
-	var rows []objectRow
-	err := s.read(ctx).Where("kind = ?", int32(wire.Kind_KIND_POD)).Order("namespace, name, uid").Find(&rows).Error
-	if err != nil {
-		return nil, fmt.Errorf("list the stored pods: %w", s.explain(err))
+	pods, unread, err := s.PodsAndUnread(ctx)
+	for _, u := range unread {
+		s.log.Error("a stored pod cannot be read and is left alone", "pod", u.Namespace+"/"+u.Name, "uid", u.UID, "err", u.Err)
 	}
-	pods := make([]*corev1.Pod, 0, len(rows))
+	return pods, err
+}
+
+// UnreadPod is a pod that the hub bound to this node and that this build cannot decode.
+type UnreadPod struct {
+	Namespace, Name, UID string
+	Err                  error
+}
+
+// PodsAndUnread is Pods with those that it leaves out, of which nothing is logged.
+func (s *Store) PodsAndUnread(ctx context.Context) (pods []*corev1.Pod, unread []UnreadPod, err error) {
+	var rows []objectRow
+	err = s.read(ctx).Where("kind = ?", int32(wire.Kind_KIND_POD)).Order("namespace, name, uid").Find(&rows).Error
+	if err != nil {
+		return nil, nil, fmt.Errorf("list the stored pods: %w", s.explain(err))
+	}
+	pods = make([]*corev1.Pod, 0, len(rows))
 	for _, r := range rows {
 		pod := new(corev1.Pod)
 		if err := decodePod(r, pod); err != nil {
-			s.log.Error("a stored pod cannot be read and is left alone", "pod", r.Namespace+"/"+r.Name, "uid", r.UID, "err", err)
+			unread = append(unread, UnreadPod{Namespace: r.Namespace, Name: r.Name, UID: r.UID, Err: err})
 			continue
 		}
 		pods = append(pods, pod)
 	}
-	return pods, nil
+	return pods, unread, nil
 }
 
 // Pod returns the pod with that uid, or ErrNotFound.

@@ -317,6 +317,10 @@ func TestPodThatCallsItselfOtherwiseIsNotRun(t *testing.T) {
 		if pods, err := s.Pods(t.Context()); err != nil || len(pods) != 1 || pods[0].Name != "other" {
 			t.Errorf("pods %v, %v; want the other alone", pods, err)
 		}
+		pods, unread, err := s.PodsAndUnread(t.Context())
+		if err != nil || len(pods) != 1 || len(unread) != 1 || unread[0].Namespace != "shop" || unread[0].Name != "till" || unread[0].UID != "u1" || unread[0].Err == nil {
+			t.Errorf("pods %v, unread %+v, %v; want the other, and till as what it was sent as", pods, unread, err)
+		}
 		if got, err := s.Pod(t.Context(), "u1"); err == nil || errors.Is(err, ErrNotFound) {
 			t.Errorf("pod %v, %v; want an error that is not its absence", got, err)
 		}
