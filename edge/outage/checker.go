@@ -154,8 +154,8 @@ func (c *Checker) Verdict() (Verdict, bool) {
 	return c.settled.shown, c.settled.known
 }
 
-// Look looks now. Deep reads the whole database too, once a minute at most. Looks wait
-// for each other.
+// Look looks now. Deep is for somebody who asks, and reads the whole database too, once a
+// minute at most. Looks wait for each other.
 func (c *Checker) Look(caller context.Context, deep bool) localstatus.Outage {
 	ctx, cancel := context.WithTimeout(caller, lookLimit)
 	defer cancel()
@@ -175,13 +175,13 @@ func (c *Checker) Look(caller context.Context, deep bool) localstatus.Outage {
 	v := Conclude(out.Checks)
 	c.wasReady = v.Ready
 	out.Ready, out.Reason, out.Message = v.Ready, v.Reason, v.Message
-	c.show(v)
+	c.show(v, deep)
 	return out
 }
 
-func (c *Checker) show(v Verdict) {
+func (c *Checker) show(v Verdict, asked bool) {
 	c.mu.Lock()
-	changed := c.settled.see(v, time.Now())
+	changed := c.settled.see(v, time.Now(), asked)
 	v = c.settled.shown
 	c.mu.Unlock()
 	if !changed {

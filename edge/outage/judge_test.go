@@ -276,16 +276,41 @@ func TestTheConditionHoldsStill(t *testing.T) {
 		"a pull in between is not told":    {{0, good, true, "AllChecksPassed"}, {3, image, false, "AllChecksPassed"}, {20, good, false, "AllChecksPassed"}, {40, image, false, "AllChecksPassed"}},
 		"first the image, then the token":  {{0, good, true, "AllChecksPassed"}, {3, image, false, "AllChecksPassed"}, {20, token, false, "AllChecksPassed"}, {33, token, true, "TokenMissing"}},
 		"another reason lasts before told": {{0, image, false, ""}, {30, image, true, "ImageMissing"}, {60, token, false, "ImageMissing"}, {70, image, false, "ImageMissing"}, {80, token, false, "ImageMissing"}, {110, token, true, "TokenMissing"}},
-		"mended is told at once":           {{0, image, false, ""}, {30, image, true, "ImageMissing"}, {31, good, true, "AllChecksPassed"}},
+		"mended must last":                 {{0, image, false, ""}, {30, image, true, "ImageMissing"}, {31, good, false, "ImageMissing"}, {150, good, false, "ImageMissing"}, {151, good, true, "AllChecksPassed"}},
+		"mended for a moment is not told":  {{0, image, false, ""}, {30, image, true, "ImageMissing"}, {60, good, false, "ImageMissing"}, {90, image, false, "ImageMissing"}, {120, good, false, "ImageMissing"}, {200, good, false, "ImageMissing"}, {240, good, true, "AllChecksPassed"}},
+		"mended, and another is amiss":     {{0, image, false, ""}, {30, image, true, "ImageMissing"}, {60, good, false, "ImageMissing"}, {90, token, false, "ImageMissing"}, {120, token, true, "TokenMissing"}},
+		"good at last after the start":     {{0, image, false, ""}, {20, good, true, "AllChecksPassed"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var s settled
 			for _, step := range steps {
-				changed := s.see(step.see, at(step.second))
+				changed := s.see(step.see, at(step.second), false)
 				if changed != step.changed || s.shown.Reason != step.shown || s.known != (step.shown != "") {
 					t.Fatalf("at %d s: changed %v, shown %q; want %v, %q", step.second, changed, s.shown.Reason, step.changed, step.shown)
 				}
 			}
 		})
+	}
+}
+
+// TestWhoAsksSeesTheConditionAtOnce: `holdfast doctor` after the mending tells the cloud, too.
+func TestWhoAsksSeesTheConditionAtOnce(t *testing.T) {
+	n := newNode(t)
+	n.holdAll()
+	n.runtime.set(func() { n.runtime.images = []string{pauseImage} })
+	n.checker.Look(t.Context(), false)
+	n.checker.mu.Lock()
+	n.checker.settled.since = n.checker.settled.since.Add(-settleFor) // so long ago
+	n.checker.mu.Unlock()
+	n.checker.Look(t.Context(), false)
+	if v, known := n.checker.Verdict(); !known || v.Reason != "ImageMissing" {
+		t.Fatalf("verdict %+v, %v", v, known)
+	}
+	n.runtime.set(func() { n.runtime.images = []string{pauseImage, webImage} })
+	for _, asked := range []bool{false, true} {
+		out := n.checker.Look(t.Context(), asked)
+		if v, _ := n.checker.Verdict(); !out.Ready || v.Ready != asked {
+			t.Errorf("asked %v: found %v, condition %+v", asked, out.Ready, v)
+		}
 	}
 }

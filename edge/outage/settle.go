@@ -2,10 +2,14 @@ package outage
 
 import "time"
 
-// settleFor is how long a finding must last before the condition turns False: a pod that
-// was just bound lacks its image and its token for a while, and a restarted runtime is
-// away for a moment. The condition is a report to the apiserver each time it changes.
-const settleFor = 30 * time.Second
+// How long what a look found must last before the condition says it. A pod that was just
+// bound lacks its image and its token for a while, and a restarted runtime is away for a
+// moment; and what is mended may be amiss again at once, as the room on a disk that is
+// about full. The condition is a report to the apiserver each time it changes.
+const (
+	settleFor = 30 * time.Second // until it is False
+	readyFor  = 2 * time.Minute  // until it is True again
+)
 
 // settled holds the condition still. Its times are monotonic.
 type settled struct {
@@ -16,13 +20,14 @@ type settled struct {
 }
 
 // see takes in what a look found and says whether the condition is another one now.
-// What changes in a message alone is shown, and is no change.
-func (s *settled) see(v Verdict, now time.Time) (changed bool) {
+// What changes in a message alone is shown, and is no change. Asked: somebody waits for
+// the look, and need not wait for what it says when all is well.
+func (s *settled) see(v Verdict, now time.Time, asked bool) (changed bool) {
 	if s.known && v.Ready == s.shown.Ready && v.Reason == s.shown.Reason {
 		s.shown, s.since = v, time.Time{}
 		return false
 	}
-	if v.Ready {
+	if v.Ready && (asked || !s.known) {
 		s.shown, s.known, s.since = v, true, time.Time{}
 		return true
 	}
@@ -30,11 +35,19 @@ func (s *settled) see(v Verdict, now time.Time) (changed bool) {
 		s.since = now
 	}
 	s.waiting = v
-	if now.Sub(s.since) < settleFor {
+	if now.Sub(s.since) < v.lasts() {
 		return false
 	}
 	s.shown, s.known, s.since = v, true, time.Time{}
 	return true
+}
+
+// lasts is how long v must.
+func (v Verdict) lasts() time.Duration {
+	if v.Ready {
+		return readyFor
+	}
+	return settleFor
 }
 
 // next is how long until something that waits is to be shown; false: nothing waits.
@@ -42,5 +55,5 @@ func (s *settled) next(now time.Time) (time.Duration, bool) {
 	if s.since.IsZero() {
 		return 0, false
 	}
-	return max(settleFor-now.Sub(s.since), time.Second), true
+	return max(s.waiting.lasts()-now.Sub(s.since), time.Second), true
 }
