@@ -49,6 +49,9 @@ const (
 	firstRate  = 500 * time.Millisecond
 	// Two measurements that are closer say too little: processor time may be counted in hundredths of a second.
 	closestRate = 200 * time.Millisecond
+	// clockSlack is how much longer or shorter the wall clock's time between two measurements
+	// may be than it was.
+	clockSlack = 2 * time.Second
 )
 
 // Stats measures. It holds the last measurement and nothing else.
@@ -66,15 +69,18 @@ type Stats struct {
 
 // point is one reading of a processor counter.
 type point struct {
-	at  time.Time
+	at  time.Time // a container's by the runtime's wall clock, which may be set meanwhile
 	cpu uint64
+	// began and told are monotonic: the reading was made in between.
+	began, told time.Time
 	// rate is kept with it, for a reading that comes too soon after.
 	rate *uint64
 }
 
 // usage is a measurement of processor and memory.
 type usage struct {
-	at       time.Time
+	at       time.Time // when it began
+	told     time.Time // when the runtime had answered
 	node     figures
 	all      figures // of all pods together
 	hasAll   bool
@@ -142,6 +148,7 @@ func (s *Stats) measure(ctx context.Context) *usage {
 	if err != nil {
 		u.err = fmt.Errorf("what pods use is not known: %w", err)
 	}
+	u.told = s.o.Now()
 	s.tellOnce(err)
 	u.pods = s.assemble(containers, u.at)
 	s.rates(u)
@@ -279,7 +286,7 @@ func (s *Stats) rates(u *usage) {
 		if f.cpu == nil {
 			return
 		}
-		now := point{at: f.at, cpu: *f.cpu}
+		now := point{at: f.at, cpu: *f.cpu, began: u.at, told: u.told}
 		if was, ok := s.before[key]; ok {
 			if now = since(was, now); now.at.Equal(was.at) {
 				f.rate = was.rate
@@ -313,10 +320,13 @@ func (s *Stats) rates(u *usage) {
 // since is the later point with its rate, or the earlier one when both are too close.
 func since(was, now point) point {
 	d := now.at.Sub(was.at)
+	least, most := now.began.Sub(was.told)-clockSlack, now.told.Sub(was.began)+clockSlack
 	switch {
+	case d < least || d > most: // the clock was set: nobody knows how long it was
+		return now
 	case d >= 0 && d < closestRate:
 		return was
-	case d < 0 || d > oldestRate || now.cpu < was.cpu: // the clock was set, or the counter began anew
+	case d < 0 || d > oldestRate || now.cpu < was.cpu: // the counter began anew
 		return now
 	}
 	n := uint64(float64(now.cpu-was.cpu) / d.Seconds())

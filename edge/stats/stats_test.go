@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -233,6 +234,51 @@ func TestRatesAreOfTheTimeBetweenMeasurements(t *testing.T) {
 			t.Errorf("rate of a counter that began anew: %d", *got)
 		}
 	})
+}
+
+// TestNoRateWhereTheClockWasSet: half a second by the clock in which five were used is not ten cores.
+func TestNoRateWhereTheClockWasSet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t, false, nil)
+		m.write(versionOne())
+		web := newPod("web")
+		m.pods = []*corev1.Pod{web}
+		cpu, set := uint64(1_000_000_000), time.Duration(0)
+		m.runtime.usage = func(context.Context) ([]runtime.Usage, error) {
+			time.Sleep(time.Duration(m.runtime.calls.Load()%2) * 4 * time.Second) // at times it is slow
+			u := used(web, "main", cpu, 600)
+			u.CPUTime = time.Now().Round(0).Add(set)
+			return []runtime.Usage{u}, nil
+		}
+		for i, step := range []struct {
+			set  time.Duration
+			rate bool
+		}{
+			{0, false}, {0, true}, {0, true},
+			{-9500 * time.Millisecond, false}, {0, true},
+			{-10 * time.Second, false}, {0, true},
+			{-time.Hour, false}, {0, true},
+			{time.Minute, false}, {0, true}, {0, true},
+		} {
+			time.Sleep(10 * time.Second)
+			cpu += 5_000_000_000
+			set += step.set
+			c := m.summaryOf("/stats/summary?only_cpu_and_memory=true").Pods[0].Containers[0].CPU.UsageNanoCores
+			if i == 0 {
+				continue // the first is made by two measurements
+			}
+			if (c != nil) != step.rate || c != nil && (*c < 300_000_000 || *c > 900_000_000) {
+				t.Errorf("measurement %d, the clock set by %s: rate %v; want one: %v", i, step.set, told(c), step.rate)
+			}
+		}
+	})
+}
+
+func told(n *uint64) string {
+	if n == nil {
+		return "none"
+	}
+	return strconv.FormatUint(*n, 10)
 }
 
 func TestAskersShareOneMeasurement(t *testing.T) {
