@@ -137,12 +137,12 @@ func (d *drill) run(ctx context.Context) error {
 	// Not cut short: whoever is told to stop meanwhile must know that there is a hold.
 	asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), drillGoodbye)
 	defer cancel()
+	end := time.Now().Add(d.o.For) // not after the hold's own, however late its answer is
 	hold, err := localstatus.HoldLine(asking, d.runDir, d.o.For)
 	if err != nil {
 		return err
 	}
 	defer d.release(ctx)
-	end := time.Now().Add(d.o.For)
 	d.say("The line to the hub is held down until %s; it comes back by itself, and Ctrl-C lets it go", hold.Until.Local().Format(time.TimeOnly))
 	cut, err := d.await(ctx, drillCut, func(s localstatus.Status) bool { return !s.Line.Connected })
 	if err != nil {

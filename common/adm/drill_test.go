@@ -21,8 +21,9 @@ type edge struct {
 	mu     sync.Mutex
 	status localstatus.Status
 	outage localstatus.Outage
-	held   []string // what was asked of the line
-	seen   int      // how often the line was seen held down
+	slow   time.Duration // how long it takes to tell that the line is held
+	held   []string      // what was asked of the line
+	seen   int           // how often the line was seen held down
 }
 
 func (e *edge) set(change func(*localstatus.Status)) {
@@ -45,6 +46,14 @@ func (e *edge) start(t *testing.T) (runDir string) {
 			e.held = append(e.held, "hold "+d.String())
 			s.Line.Connected, s.Line.HeldUntil = false, until
 		})
+		if e.slow > 0 {
+			time.AfterFunc(time.Until(until), func() {
+				e.set(func(s *localstatus.Status) {
+					s.Line.Connected, s.Line.Synced, s.Line.HeldUntil = true, true, time.Time{}
+				})
+			})
+			time.Sleep(e.slow)
+		}
 		return until, nil
 	}, func() {
 		e.set(func(s *localstatus.Status) {
@@ -130,6 +139,16 @@ func TestADrillThatIsPassed(t *testing.T) {
 	}
 	if len(e.held) < 2 || e.held[0] != "hold 2s" || e.held[1] != "release" {
 		t.Errorf("asked of the line: %v", e.held)
+	}
+}
+
+// TestADrillOnASlowNodeEndsWithItsHold: the hold counts from when edgecore takes it, not from its answer.
+func TestADrillOnASlowNodeEndsWithItsHold(t *testing.T) {
+	t.Parallel()
+	e := well()
+	e.slow = 1200 * time.Millisecond
+	if out, err := e.drill(t, func(o *DrillOptions) { o.For = 2500 * time.Millisecond }); err != nil {
+		t.Errorf("%v:\n%s", err, out)
 	}
 }
 
