@@ -67,7 +67,7 @@ func AcceptWebsocket(o AcceptOptions) (Acceptor, http.Handler) {
 		upgrader: websocket.Upgrader{
 			HandshakeTimeout: 10 * time.Second,
 			ReadBufferSize:   hubBuffer,
-			WriteBufferSize:  hubBuffer,
+			WriteBufferSize:  writeBuffer,
 			WriteBufferPool:  new(sync.Pool),
 			Error: func(w http.ResponseWriter, _ *http.Request, status int, reason error) {
 				http.Error(w, reason.Error(), status)

@@ -175,7 +175,7 @@ func (d *websocketDialer) attemptWebsocket(ctx context.Context, hub string, conf
 		TLSClientConfig: config,
 		Proxy:           d.Proxy,
 		ReadBufferSize:  edgeBuffer,
-		WriteBufferSize: edgeWrites,
+		WriteBufferSize: writeBuffer,
 		WriteBufferPool: &d.writeBuffers,
 	}
 	var candid *candidConn

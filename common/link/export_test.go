@@ -55,8 +55,6 @@ func JudgeFrames(b []byte, accepting bool) (sent, open int, err error) {
 			return sent, m.count(1), err
 		case verdict == refuse:
 			sent += len(refusal(f)) - 1
-		case verdict == pass:
-			m.finish(f)
 		}
 		b = b[n:]
 	}

@@ -79,7 +79,7 @@ func (f streamFrame) appendTo(b []byte) []byte {
 
 // streamState is what is known of a stream that is open; guarded by mux.mu.
 type streamState struct {
-	peerEnded bool // its writing half; all that it wrote was handed on
+	peerEnded bool // its writing half; the session gets all that it wrote
 	ended     bool // ours
 	reset     bool // by the peer: both halves
 	stopped   bool // the peer reads no more
@@ -102,10 +102,10 @@ type mux struct {
 	mu    sync.Mutex
 	alive map[uint32]*streamState
 
-	out *io.PipeReader // of the session's reader
-	in  *io.PipeWriter // of who is in Recv, as is buffer
-	// buffer holds the frame that has come.
-	buffer []byte
+	// arrived are frames on their way from who is in Recv to the session's reader, and
+	// reading is what that has not read of the first.
+	arrived chan *arrivedFrame
+	reading *arrivedFrame
 
 	// Of the session's writer: the header that waits for its data, and the bytes
 	// that go out.
@@ -124,8 +124,7 @@ func (c *websocketConn) muxed() (*mux, error) {
 	if c.streams != nil {
 		return c.streams, nil
 	}
-	m := &mux{c: c, done: make(chan struct{}), alive: make(map[uint32]*streamState), buffer: make([]byte, maxFrame)}
-	m.out, m.in = io.Pipe()
+	m := &mux{c: c, done: make(chan struct{}), alive: make(map[uint32]*streamState), arrived: make(chan *arrivedFrame, maxArrived)}
 	config := yamux.DefaultConfig()
 	config.EnableKeepAlive = false
 	config.AcceptBacklog = MaxStreams
@@ -155,13 +154,44 @@ func (m *mux) end() {
 // Close is called by the session when it ends, by itself too: then the peer broke
 // the rules of yamux.
 func (m *mux) Close() error {
-	_ = m.out.CloseWithError(ErrClosed)
 	m.c.end(fmt.Errorf("%w: %s broke the rules of streams", ErrClosed, m.c.peer.name))
 	return nil
 }
 
-// Read serves the session.
-func (m *mux) Read(b []byte) (int, error) { return m.out.Read(b) }
+// maxArrived is how many frames may wait for the session, so that neither side of
+// that hand-over wakes the other for each.
+const maxArrived = 4
+
+// arrivedFrame is a frame that has come.
+type arrivedFrame struct {
+	buffer [maxFrame]byte
+	size   int
+	at     int // what was read of it
+}
+
+var arrivedFrames = sync.Pool{New: func() any { return new(arrivedFrame) }}
+
+// Read serves the session: all that has come, before it says that no more does.
+func (m *mux) Read(b []byte) (int, error) {
+	if m.reading == nil {
+		select {
+		case m.reading = <-m.arrived:
+		case <-m.done:
+			select {
+			case m.reading = <-m.arrived:
+			default:
+				return 0, ErrClosed
+			}
+		}
+	}
+	f := m.reading
+	n := copy(b, f.buffer[f.at:f.size])
+	if f.at += n; f.at == f.size {
+		m.reading = nil
+		arrivedFrames.Put(f)
+	}
+	return n, nil
+}
 
 // Write serves the session, which hands over a header, then its data. Much data
 // becomes several frames, so that a message need not wait for all of it.
@@ -215,15 +245,20 @@ func (c *websocketConn) readStream(r io.Reader) error {
 	c.ending.Lock()
 	m := c.streams
 	c.ending.Unlock()
-	if m != nil {
-		b, err := readStreamFrame(r, m.buffer)
-		if err != nil {
-			return err
+	arrived := arrivedFrames.Get().(*arrivedFrame)
+	kept := false
+	defer func() {
+		if !kept {
+			arrivedFrames.Put(arrived)
 		}
-		return m.take(b)
-	}
-	b, err := readStreamFrame(r, make([]byte, maxFrame))
+	}()
+	b, err := readStreamFrame(r, arrived.buffer[:])
 	if err != nil {
+		return err
+	}
+	if m != nil {
+		arrived.size, arrived.at = len(b), 0
+		kept, err = m.take(arrived)
 		return err
 	}
 	f, err := parseStreamFrame(b)
@@ -238,24 +273,26 @@ func refusal(f streamFrame) []byte {
 	return streamFrame{kind: frameWindow, flags: flagRST, stream: f.stream}.appendTo([]byte{kindStream})
 }
 
-func (m *mux) take(b []byte) error {
-	f, err := parseStreamFrame(b)
+// take judges a frame, and keeps it where the session is to have it.
+func (m *mux) take(arrived *arrivedFrame) (kept bool, err error) {
+	f, err := parseStreamFrame(arrived.buffer[:arrived.size])
 	if err != nil {
-		return err
+		return false, err
 	}
 	switch verdict, err := m.judge(f); {
 	case err != nil:
-		return err
+		return false, err
 	case verdict == refuse:
-		return m.c.writeFrame(refusal(f), m.done)
+		return false, m.c.writeFrame(refusal(f), m.done)
 	case verdict == drop:
-		return nil
+		return false, nil
 	}
-	if _, err := m.in.Write(b); err != nil {
-		return err
+	select {
+	case m.arrived <- arrived:
+		return true, nil
+	case <-m.done:
+		return false, m.c.why()
 	}
-	m.finish(f)
-	return nil
 }
 
 // verdict is what becomes of a frame.
@@ -289,6 +326,11 @@ func (m *mux) judge(f streamFrame) (verdict, error) {
 	if s.peerEnded && (f.flags&flagFIN != 0 || f.kind == frameData && f.length > 0) {
 		return drop, fmt.Errorf("stream %d goes on after its end", f.stream)
 	}
+	s.reset = s.reset || f.flags&flagRST != 0
+	s.peerEnded = s.peerEnded || f.flags&flagFIN != 0
+	if s.reset || s.ended && s.peerEnded {
+		delete(m.alive, f.stream)
+	}
 	return pass, nil
 }
 
@@ -301,21 +343,6 @@ func (m *mux) count(parity uint32) int {
 		}
 	}
 	return n
-}
-
-// finish notes what a frame has changed once the session has it.
-func (m *mux) finish(f streamFrame) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	s := m.alive[f.stream]
-	if s == nil {
-		return
-	}
-	s.reset = s.reset || f.flags&flagRST != 0
-	s.peerEnded = s.peerEnded || f.flags&flagFIN != 0
-	if s.reset || s.ended && s.peerEnded {
-		delete(m.alive, f.stream)
-	}
 }
 
 // stop handles the peer's word that it reads a stream no more.

@@ -22,13 +22,12 @@ const Path = "/v1/link"
 
 // Sizes of a websocket connection, in bytes.
 const (
-	// A hub holds thousands of connections: what each keeps, and holds while the
-	// line takes nothing, is small.
+	// A hub holds thousands of idle connections: what each keeps is small.
 	hubBuffer  = 1 << 10
 	edgeBuffer = 8 << 10
-	// edgeWrites holds the largest frame of a stream: an edge masks what it sends,
-	// for which all passes through this buffer, and each filling is a write.
-	edgeWrites = 16 << 10
+	// writeBuffer is lent for as long as a Write takes. It holds the largest frame of
+	// a stream, which so becomes one record of TLS.
+	writeBuffer = 16 << 10
 	// chunk is what must get through within Timing.Write, so that a large
 	// message may take its time on a thin line.
 	chunk = 16 << 10
@@ -53,6 +52,7 @@ type websocketConn struct {
 	heardAt atomic.Int64  // nanoseconds after started
 	sentAt  atomic.Int64  // nanoseconds after started
 	heard   chan struct{}
+	touched int64 // nanoseconds after started: the last touch; of the goroutine in Recv
 
 	manner    manner
 	opensOnly bool        // the hub does not accept streams
@@ -149,6 +149,21 @@ func (c *websocketConn) touch() error {
 	default:
 	}
 	return c.ws.SetReadDeadline(time.Now().Add(c.silent))
+}
+
+// touchEvery is how often at most the frames of streams, of which there may be
+// thousands a second, wake whoever waits for Heard.
+const touchEvery = 100 * time.Millisecond
+
+// touchLightly notes that part of a stream arrived.
+func (c *websocketConn) touchLightly() error {
+	now := int64(time.Since(c.started))
+	if now-c.touched < int64(touchEvery) {
+		c.heardAt.Store(now)
+		return nil
+	}
+	c.touched = now
+	return c.touch()
 }
 
 func (c *websocketConn) Send(ctx context.Context, message []byte) error {
@@ -281,12 +296,16 @@ func (c *websocketConn) read() ([]byte, error) {
 		if kind != websocket.BinaryMessage {
 			return nil, errors.New("a websocket frame of text, want binary")
 		}
-		if err := c.touch(); err != nil {
-			return nil, err
-		}
 		var first [1]byte
 		if _, err := io.ReadFull(r, first[:]); err != nil {
 			return nil, fmt.Errorf("a websocket frame without its first byte: %w", err)
+		}
+		touch := c.touchLightly
+		if first[0] == kindMessage {
+			touch = c.touch
+		}
+		if err := touch(); err != nil {
+			return nil, err
 		}
 		switch first[0] {
 		case kindMessage:
