@@ -132,52 +132,94 @@ const (
 	frameFin    = 1
 )
 
-// WriteTo copies whole frames alone, up to those that are larger than the buffer, so that
-// the last words come between two.
+// WriteTo copies what the node says, and the last words.
 func (c *command) WriteTo(w io.Writer) (written int64, err error) {
-	buf := frameBuffers.Get().(*[frameBuffer]byte)
-	defer frameBuffers.Put(buf)
+	told := false // how the command ended
+	written, split, readError, err := copyFrames(w, c.ReadWriteCloser, func(f *spdy.Frames) {
+		stream, size, data := f.Data()
+		told = told || data && stream == errorStream && size > 0
+	})
+	switch {
+	case err != nil:
+		return written, err
+	case told || split && errors.Is(readError, io.EOF):
+		return written, nil
+	case split: // in the middle of a large frame nothing can be said
+		return written, readError
+	}
+	n, err := w.Write(lastFrame(c.why(readError)))
+	return written + int64(n), err
+}
+
+// ReadFrom copies what the client says.
+func (c *command) ReadFrom(r io.Reader) (int64, error) {
+	written, _, readError, err := copyFrames(&c.handedOver, r, func(*spdy.Frames) {})
+	if err == nil && !errors.Is(readError, io.EOF) {
+		err = readError
+	}
+	return written, err
+}
+
+// A copy of frames holds little while nothing comes, as most shells do; the larger buffer
+// holds a frame as runtimes and clients send them: they copy in pieces of 32 KiB.
+const (
+	idleBuffer  = 4 << 10
+	frameBuffer = 64 << 10
+)
+
+var frameBuffers = sync.Pool{New: func() any { return new([frameBuffer]byte) }}
+
+// copyFrames copies until a side fails. Whole frames alone are written, up to those that
+// are larger than the buffer, so that another may follow: split says that one of these was
+// cut off. And a frame that comes in parts, the header for itself, goes on as one. each is
+// called with each frame.
+func copyFrames(w io.Writer, r io.Reader, each func(*spdy.Frames)) (written int64, split bool, readError, writeError error) {
+	var large *[frameBuffer]byte
+	defer func() {
+		if large != nil {
+			frameBuffers.Put(large)
+		}
+	}()
+	small := make([]byte, idleBuffer)
+	buf, held := small, 0 // held: bytes of a frame that is not whole
 	var frames spdy.Frames
-	told := false  // how the command ended
-	split := false // the beginning of a large frame was passed on
-	held := 0      // bytes of a frame that is not whole
 	for {
-		n, failed := c.Read(buf[held:])
+		n, readError := r.Read(buf[held:])
 		end, at, got := 0, held, held+n
 		for at < got {
 			at += frames.Next(buf[at:got])
 			if frames.Between() {
 				end, split = at, false
-				stream, size, data := frames.Data()
-				told = told || data && stream == errorStream && size > 0
+				each(&frames)
 			}
 		}
-		if end == 0 && got == len(buf) {
+		if end == 0 && got == frameBuffer {
 			end, split = got, true
 		}
-		n, err = w.Write(buf[:end])
-		written += int64(n)
-		if err != nil {
-			return written, err
+		if end > 0 {
+			n, err := w.Write(buf[:end])
+			written += int64(n)
+			if err != nil {
+				return written, split, nil, err
+			}
 		}
-		held = copy(buf[:], buf[end:got])
+		if readError != nil {
+			return written, split, readError, nil
+		}
+		held = got - end
 		switch {
-		case failed == nil:
-		case told || split && errors.Is(failed, io.EOF):
-			return written, nil
-		case split:
-			return written, failed
+		case large == nil && got == len(buf):
+			large = frameBuffers.Get().(*[frameBuffer]byte)
+			copy(large[:], buf[end:got])
+			buf = large[:]
+		case large != nil && held == 0 && got < idleBuffer:
+			frameBuffers.Put(large)
+			large, buf = nil, small
 		default:
-			n, err = w.Write(lastFrame(c.why(failed)))
-			return written + int64(n), err
+			copy(buf, buf[end:got])
 		}
 	}
 }
-
-// frameBuffer holds a frame as runtimes send them: they copy in pieces of 32 KiB.
-const frameBuffer = 64 << 10
-
-var frameBuffers = sync.Pool{New: func() any { return new([frameBuffer]byte) }}
 
 // lastFrame is a data frame that ends the error stream with a Status.
 func lastFrame(message string) []byte {
