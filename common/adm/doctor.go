@@ -1,6 +1,7 @@
 package adm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,15 +32,33 @@ func (a *App) Doctor(ctx context.Context, o StatusOptions) error {
 	if err != nil {
 		return err
 	}
-	if err := a.show(o.Output, found, func() error { return show.Outage(a.Out, found) }); err != nil {
+	if err := a.showOutage(o.Output, found); err != nil {
 		return err
 	}
 	return notReady(found)
 }
 
+// showOutage shows what was found. Of a look that was not made people read the error
+// alone: the node may well be ready.
+func (a *App) showOutage(output string, found localstatus.Outage) error {
+	return a.show(output, found, func() error {
+		if !looked(found) {
+			return nil
+		}
+		return show.Outage(a.Out, found)
+	})
+}
+
+// looked says whether edgecore could look at all.
+func looked(o localstatus.Outage) bool { return o.Ready || len(o.Checks) > 0 }
+
 func notReady(o localstatus.Outage) error {
 	if o.Ready {
 		return nil
+	}
+	if !looked(o) {
+		return fmt.Errorf("edgecore could not look whether this node is ready for an outage: %s (%s); try again, `journalctl -u edgecore` may say more",
+			cmp.Or(o.Message, "it gives no cause"), cmp.Or(o.Reason, "Unknown"))
 	}
 	failing := 0
 	for _, c := range o.Checks {

@@ -108,7 +108,7 @@ func (d *drill) prepare(ctx context.Context) error {
 		return asRoot(err)
 	}
 	if !found.Ready && !d.o.Force {
-		if err := d.app.show(d.o.Output, found, func() error { return show.Outage(d.app.Out, found) }); err != nil {
+		if err := d.app.showOutage(d.o.Output, found); err != nil {
 			return err
 		}
 		return fmt.Errorf("%w; with --force it is drilled all the same", notReady(found))

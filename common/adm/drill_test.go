@@ -240,6 +240,29 @@ func TestADrillThatIsEndedEarlyLetsTheLineGo(t *testing.T) {
 	}
 }
 
+// TestALookThatWasNotMadeSaysWhy: there is nothing marked [FAIL] to mend, and the node may be ready.
+func TestALookThatWasNotMadeSaysWhy(t *testing.T) {
+	t.Parallel()
+	e := well()
+	e.outage = localstatus.Outage{Node: "pi", Reason: "TooSlow", Message: "another look has not ended within 20s"}
+	var out bytes.Buffer
+	o := StatusOptions{RunDir: e.start(t), Output: "table"}
+	for what, err := range map[string]error{
+		"doctor": (&App{Out: &out}).Doctor(t.Context(), o),
+		"drill":  (&App{Out: &out}).Drill(t.Context(), DrillOptions{StatusOptions: o, For: 2 * time.Second}),
+	} {
+		if err == nil || errors.Is(err, ErrNotReady) || strings.Contains(err.Error(), "[FAIL]") || !strings.Contains(err.Error(), e.outage.Message+" (TooSlow)") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if text := out.String(); strings.Contains(text, "NOT ready") {
+		t.Errorf("it is called not ready:\n%s", text)
+	}
+	if len(e.held) != 0 {
+		t.Errorf("asked of the line: %v", e.held)
+	}
+}
+
 func TestDoctorOfANodeWhoseEdgecoreIsDown(t *testing.T) {
 	dir := t.TempDir()
 	config := filepath.Join(dir, "edgecore.yaml")

@@ -164,7 +164,7 @@ func (c *Checker) Look(caller context.Context, deep bool) localstatus.Outage {
 	case c.looks <- struct{}{}:
 		defer func() { <-c.looks }()
 	case <-ctx.Done():
-		out.Reason, out.Message = "TooSlow", "another look has not ended in time"
+		out.Reason, out.Message = "TooSlow", fmt.Sprintf("another look has not ended within %s", lookLimit)
 		return out
 	}
 	facts := c.gather(ctx, deep)
