@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/moby/spdystream"
@@ -41,6 +42,12 @@ const (
 	forwardDial = 10 * time.Second
 	// lastWords is how long a client may go on sending to one who has closed.
 	lastWords = time.Second
+	// breath is how long a write to a pod waits before it is looked at again. What a
+	// client that has gone had sent is given up when no pod has taken any for two.
+	breath = 2 * time.Second
+	// askAfter is how long a pod may take nothing before its client is asked whether it is
+	// still there: as long as the client's bytes wait, nobody reads that it has gone.
+	askAfter = 10 * time.Second
 )
 
 // forward serves the connections of one client itself: the runtime's own server ends one
@@ -70,9 +77,19 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, pod string, net
 	}
 	session.SetIdleTimeout(forwardIdle)
 	ctx, cancel := context.WithCancel(r.Context())
-	f := &forwarder{s: s, ctx: ctx, pod: pod, network: network, halves: make(map[string]*spdystream.Stream)}
-	session.Serve(f.take) // until the client has gone
+	defer cancel()
+	f := &forwarder{s: s, ctx: ctx, pod: pod, network: network, client: client, lost: make(chan struct{}), halves: make(map[string]*spdystream.Stream)}
+	taken := make(chan struct{})
+	go func() {
+		session.Serve(f.take)
+		f.sending.Wait()
+		close(taken)
+	}()
+	f.settle(session.CloseChan(), taken)
 	cancel()
+	client.Close() // or what is said to it would be waited for
+	f.forget()
+	<-taken
 	f.open.Wait()
 }
 
@@ -82,21 +99,64 @@ type forwarder struct {
 	ctx     context.Context // ends with the client
 	pod     string
 	network *os.File
+	client  net.Conn
+	lost    chan struct{} // closed when nothing can be said to the client any more
 	open    sync.WaitGroup
+	sending sync.WaitGroup // holds one for each pod that has yet to take all that it is sent
+	taken   atomic.Int64   // bytes that pods have taken
+	asking  atomic.Bool    // one asks at a time
 
 	mu     sync.Mutex
 	count  int
 	halves map[string]*spdystream.Stream // by number: those whose other stream has not come
 }
 
+// settle waits until the client has gone, and then for as long as pods take what it has
+// sent. The session itself would wait for ever: for one that takes nothing.
+func (f *forwarder) settle(gone <-chan bool, taken <-chan struct{}) {
+	select {
+	case <-gone:
+	case <-f.lost:
+		f.client.Close()
+	case <-f.ctx.Done():
+		return
+	}
+	tick := time.NewTicker(2 * breath)
+	defer tick.Stop()
+	for before := int64(-1); before != f.taken.Load(); {
+		before = f.taken.Load()
+		select {
+		case <-taken:
+			return
+		case <-f.ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// forget gives up the streams that wait for their other one: nobody reads what is sent on
+// them.
+func (f *forwarder) forget() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for request, st := range f.halves {
+		delete(f.halves, request)
+		_ = st.Reset()
+	}
+}
+
 // take takes a new stream. It is called by the session for one stream after the other.
 func (f *forwarder) take(st *spdystream.Stream) {
 	kind, request := st.Headers().Get(streamType), st.Headers().Get(streamRequest)
+	// A stream that is not taken is reset, always: the session would keep what comes on it
+	// for a reader, and read nothing more itself.
 	if kind != streamData && kind != streamError || request == "" {
-		_ = st.Refuse() // the client hears it, or has gone
+		_ = st.Reset() // the client hears it, or has gone
 		return
 	}
 	if err := st.SendReply(http.Header{}, false); err != nil {
+		_ = st.Reset()
 		return
 	}
 	f.mu.Lock()
@@ -104,6 +164,7 @@ func (f *forwarder) take(st *spdystream.Stream) {
 	other := f.halves[request]
 	switch {
 	case f.ctx.Err() != nil:
+		_ = st.Reset()
 		return
 	case other == nil && len(f.halves) >= maxForwards, other != nil && other.Headers().Get(streamType) == kind:
 		_ = st.Reset()
@@ -123,6 +184,7 @@ func (f *forwarder) take(st *spdystream.Stream) {
 		return
 	}
 	f.count++
+	f.sending.Add(1)
 	f.open.Go(func() {
 		f.end(data, problems, f.connect(data))
 		f.mu.Lock()
@@ -158,6 +220,8 @@ func (f *forwarder) end(data, problems *spdystream.Stream, err error) {
 // connect connects to the port that a stream names and copies both ways, until the pod's
 // side has said all it has to say, or the client has gone.
 func (f *forwarder) connect(data *spdystream.Stream) error {
+	sent := sync.OnceFunc(f.sending.Done)
+	defer sent()
 	port, err := strconv.ParseUint(data.Headers().Get(streamPort), 10, 16)
 	if err != nil || port == 0 {
 		return errors.New("that is no port: it must be between 1 and 65535")
@@ -171,7 +235,8 @@ func (f *forwarder) connect(data *spdystream.Stream) error {
 	said := make(chan struct{})
 	f.open.Go(func() {
 		defer close(said)
-		if transfer(conn, data, &f.s.buffers) != nil {
+		defer sent()
+		if transfer(&patient{f: f, conn: conn, from: data}, data, &f.s.buffers) != nil {
 			_ = data.Reset() // the pod's side reads no more
 			return
 		}
@@ -197,6 +262,51 @@ func (f *forwarder) connect(data *spdystream.Stream) error {
 	case <-time.After(lastWords):
 	}
 	return nil
+}
+
+// patient is a pod to which is written for as long as it takes, but not for a client that
+// has gone meanwhile.
+type patient struct {
+	f    *forwarder
+	conn net.Conn
+	from *spdystream.Stream
+}
+
+func (p *patient) Write(b []byte) (n int, err error) {
+	for asked := time.Now(); ; {
+		if err := p.conn.SetWriteDeadline(time.Now().Add(breath)); err != nil {
+			return n, err
+		}
+		taken, err := p.conn.Write(b[n:])
+		n += taken
+		p.f.taken.Add(int64(taken))
+		switch {
+		case !errors.Is(err, os.ErrDeadlineExceeded):
+			return n, err
+		case p.from.IsFinished():
+			return n, errBrokenOff
+		case taken > 0:
+			asked = time.Now()
+		case time.Since(asked) >= askAfter:
+			asked = time.Now()
+			p.f.ask(p.from)
+		}
+	}
+}
+
+// ask writes nothing to a client, in a frame of its own: who is there makes nothing of it,
+// and who is not cannot be written to.
+func (f *forwarder) ask(st *spdystream.Stream) {
+	if !f.asking.CompareAndSwap(false, true) {
+		return
+	}
+	f.open.Go(func() { // it waits for a client that does not read
+		if _, err := st.Write(nil); err != nil {
+			close(f.lost) // nobody asks again
+			return
+		}
+		f.asking.Store(false)
+	})
 }
 
 var errBrokenOff = errors.New("the client broke off")

@@ -3,13 +3,17 @@ package stream_test
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/moby/spdystream"
 )
@@ -144,6 +148,99 @@ func forwardHalves(t *testing.T, n *node) {
 	must(t, err)
 	must(t, data.Reset())
 	there("/tmp/over")
+}
+
+// TestClientOfAPodThatDoesNotReadIsLetGo: what the pod does not take waits, and must not
+// hide that the client has gone.
+func TestClientOfAPodThatDoesNotReadIsLetGo(t *testing.T) {
+	pod, err := net.Listen("tcp", "127.0.0.1:0") // nobody reads what is sent there
+	must(t, err)
+	t.Cleanup(func() { pod.Close() })
+	_, port, err := net.SplitHostPort(pod.Addr().String())
+	must(t, err)
+	number, err := strconv.Atoi(port)
+	must(t, err)
+	for name, leave := range map[string]func(*forwarding, *spdystream.Stream, net.Conn){
+		"SomeWaits": func(_ *forwarding, data *spdystream.Stream, client net.Conn) {
+			for range 20 {
+				_, err := data.Write(make([]byte, 512<<10))
+				must(t, err)
+			}
+			must(t, client.Close())
+		},
+		"NothingMoreIsRead": func(_ *forwarding, data *spdystream.Stream, client net.Conn) {
+			must(t, client.SetWriteDeadline(time.Now().Add(2*time.Second)))
+			for err = nil; err == nil; {
+				_, err = data.Write(make([]byte, 512<<10))
+			}
+			if !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Error(err)
+			}
+			must(t, client.(*net.TCPConn).SetLinger(0))
+			must(t, client.Close())
+		},
+		"OnAStreamOfNoUse": func(f *forwarding, _ *spdystream.Stream, client net.Conn) {
+			problems := f.stream("error", 100, number) // to which no other one belongs
+			_, err := problems.Write([]byte("who reads this?"))
+			must(t, err)
+			must(t, client.Close())
+		},
+		"OnTheStreamOfProblems": func(f *forwarding, _ *spdystream.Stream, client net.Conn) {
+			problems := f.stream("error", 100, number)
+			f.stream("data", 100, number)
+			_, err := problems.Write([]byte("who reads this?"))
+			must(t, err)
+			must(t, client.Close())
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := newAPI(t, &fake{running: []string{"sandbox"}}, nil)
+			var client net.Conn
+			session, refused := a.spdy("/portForward/shop/web", "portforward.k8s.io", func(c net.Conn) net.Conn {
+				client = c.(upgraded).Conn
+				return c
+			})
+			if refused != "" {
+				t.Fatal(refused)
+			}
+			f := &forwarding{Connection: session, t: t}
+			data, _ := f.open(number)
+			leave(f, data, client)
+			eventually(t, "the stream is free", func() error {
+				if n := a.serving.Load(); n > 0 {
+					return fmt.Errorf("%d streams are served", n)
+				}
+				return nil
+			})
+		})
+	}
+}
+
+// TestSlowPodGetsAllOfAClientThatHasGone: though it takes nothing for a while.
+func TestSlowPodGetsAllOfAClientThatHasGone(t *testing.T) {
+	pod, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	t.Cleanup(func() { pod.Close() })
+	a := newAPI(t, &fake{running: []string{"sandbox"}}, nil)
+	f, refused := a.forwardBy("/portForward/shop/web", "portforward.k8s.io")
+	if refused != "" {
+		t.Fatal(refused)
+	}
+	data, _ := f.open(pod.Addr().(*net.TCPAddr).Port)
+	conn, err := pod.Accept()
+	must(t, err)
+	defer conn.Close()
+	const sent = 20 << 20
+	for range 40 {
+		_, err := data.Write(make([]byte, sent/40))
+		must(t, err)
+	}
+	must(t, f.Close())
+	time.Sleep(3 * time.Second) // the pod has other things to do
+	if n, err := io.Copy(io.Discard, conn); n != sent || err != nil {
+		t.Errorf("the pod got %d bytes of %d: %v", n, sent, err)
+	}
 }
 
 // endless is a reader of zeros.

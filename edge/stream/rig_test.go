@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -190,6 +191,7 @@ type api struct {
 	options stream.Options
 	client  *http.Client
 	cut     context.CancelFunc // ends the session of the streams
+	serving *atomic.Int32      // streams that are served now
 }
 
 func serve(t *testing.T, o stream.Options) *api {
@@ -197,7 +199,7 @@ func serve(t *testing.T, o stream.Options) *api {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
 	ctx, cut := context.WithCancel(context.Background())
-	a := &api{t: t, server: stream.New(o), options: o, cut: cut}
+	a := &api{t: t, server: stream.New(o), options: o, cut: cut, serving: new(atomic.Int32)}
 	accepted := make(chan struct{})
 	var streams sync.WaitGroup
 	go func() {
@@ -207,7 +209,11 @@ func serve(t *testing.T, o stream.Options) *api {
 			if err != nil {
 				return
 			}
-			streams.Go(func() { a.server.Serve(ctx, c.(*net.TCPConn)) })
+			a.serving.Add(1)
+			streams.Go(func() {
+				defer a.serving.Add(-1)
+				a.server.Serve(ctx, c.(*net.TCPConn))
+			})
 		}
 	}()
 	a.client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DisableCompression: true,
