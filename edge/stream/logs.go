@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/http"
 	"net/url"
 	"path/filepath"
@@ -41,8 +42,9 @@ func (s *Server) containerLogs(w http.ResponseWriter, r *http.Request) {
 		answer(w, err)
 		return
 	}
-	path := s.logPath(r.Context(), p, c, id)
-	q.Running = func(ctx context.Context) bool { return s.stillRuns(ctx, id) }
+	asks := &asker{o: &s.o, id: id}
+	path := s.logPath(r.Context(), p, c, asks)
+	q.Running = asks.stillRuns
 
 	control := http.NewResponseController(w)
 	out := &body{w: w}
@@ -74,8 +76,11 @@ func (b *body) Write(p []byte) (int, error) {
 // logQuery reads the parameters, which are those of PodLogOptions.
 func logQuery(v url.Values, now time.Time) (q containerlog.Query, previous bool, err error) {
 	q = containerlog.Query{Tail: -1, Follow: flag(v, "follow"), Timestamps: flag(v, "timestamps")}
-	if tail := v.Get("tail"); tail != "" && tail != "all" { // what the kubelet's own API had first
-		v = url.Values{"tailLines": {tail}}
+	if tail := v.Get("tail"); tail != "" { // what the kubelet's own API had first
+		v = maps.Clone(v)
+		if v.Set("tailLines", tail); tail == "all" {
+			v.Del("tailLines")
+		}
 	}
 	tail, err := number(v, "tailLines", 0)
 	if err != nil {
@@ -182,16 +187,49 @@ func (c container) logged(pod string, previous bool) (string, error) {
 	return "", fail(http.StatusBadRequest, "container %q in pod %q is waiting to start - no logs yet", c.name, pod)
 }
 
-// logPath is where the log of the container with that id lies: where the runtime says
-// or, when it has forgotten the container or is away, where edge/pod had it written.
-func (s *Server) logPath(ctx context.Context, p *corev1.Pod, c container, id string) string {
-	if rt, err := s.o.Runtime(); err == nil {
-		if path, _, err := rt.Log(ctx, id); err == nil && path != "" {
-			return path
-		}
+// How long a log waits for the runtime, which may hang: what is in the files is there
+// without it.
+const (
+	runtimeWithin = 2 * time.Second
+	runtimeAgain  = 20 * time.Second // is not asked before, when it has not answered
+)
+
+// asker asks the runtime about the container of one request for a log. One goroutine uses
+// it.
+type asker struct {
+	o      *Options
+	id     string
+	failed time.Time // when the runtime did not answer last
+	err    error     // why
+}
+
+// log is Runtime.Log, soon. What the runtime has answered is asked anew each time.
+func (a *asker) log(ctx context.Context) (path string, running bool, err error) {
+	if a.err != nil && time.Since(a.failed) < runtimeAgain {
+		return "", false, a.err
+	}
+	rt, err := a.o.Runtime()
+	if err != nil {
+		return "", false, err
+	}
+	within, cancel := context.WithTimeout(ctx, runtimeWithin)
+	defer cancel()
+	path, running, err = rt.Log(within, a.id)
+	a.err = nil
+	if within.Err() != nil && err != nil {
+		a.failed, a.err = time.Now(), err
+	}
+	return path, running, err
+}
+
+// logPath is where the log of the container that is asked about lies: where the runtime
+// says or, when it has forgotten the container or is away, where edge/pod had it written.
+func (s *Server) logPath(ctx context.Context, p *corev1.Pod, c container, asks *asker) string {
+	if path, _, err := asks.log(ctx); err == nil && path != "" {
+		return path
 	}
 	attempt := c.status.RestartCount
-	if _, current, _ := strings.Cut(c.status.ContainerID, "://"); current != "" && current != id {
+	if _, current, _ := strings.Cut(c.status.ContainerID, "://"); current != "" && current != asks.id {
 		attempt--
 	}
 	return filepath.Join(runtime.LogDir(s.o.PodLogsDir, p), runtime.LogPath(c.name, uint32(max(attempt, 0))))
@@ -199,11 +237,7 @@ func (s *Server) logPath(ctx context.Context, p *corev1.Pod, c container, id str
 
 // stillRuns tells whether the container may write more. While the runtime is away it
 // may: containers run on without it.
-func (s *Server) stillRuns(ctx context.Context, id string) bool {
-	rt, err := s.o.Runtime()
-	if err != nil {
-		return true
-	}
-	_, running, err := rt.Log(ctx, id)
+func (a *asker) stillRuns(ctx context.Context) bool {
+	_, running, err := a.log(ctx)
 	return running || err != nil && !errors.Is(err, runtime.ErrNotFound)
 }

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,10 +25,12 @@ import (
 // fake is a runtime for what a real one does not do at will.
 type fake struct {
 	err     error    // of everything
+	hangs   bool     // nothing is answered about logs
 	running []string // names of containers that run
 	target  *url.URL // of exec, attach and port-forward
 	log     string
 	run     runtime.ExecResult
+	asked   atomic.Int32 // how often about logs
 }
 
 func (f *fake) List(context.Context) (map[string]*runtime.Pod, error) {
@@ -54,7 +57,14 @@ func (f *fake) ReadySandbox(ctx context.Context, _ string) (string, error) {
 	return f.RunningContainer(ctx, "", "sandbox")
 }
 
-func (f *fake) Log(context.Context, string) (string, bool, error) { return f.log, true, f.err }
+func (f *fake) Log(ctx context.Context, _ string) (string, bool, error) {
+	f.asked.Add(1)
+	if f.hangs {
+		<-ctx.Done()
+		return "", false, ctx.Err()
+	}
+	return f.log, true, f.err
+}
 
 func (f *fake) ExecURL(context.Context, string, []string, runtime.Streams) (*url.URL, error) {
 	return f.target, f.err
@@ -201,6 +211,58 @@ func TestRuntimeThatIsAway(t *testing.T) {
 				t.Errorf("healthz: %d %s, want %d", code, body, want)
 			}
 		})
+	}
+}
+
+// TestLogsWhileTheRuntimeHangs: it is not down, and does not answer either.
+func TestLogsWhileTheRuntimeHangs(t *testing.T) {
+	log := ""
+	f := &fake{hangs: true}
+	a := newAPI(t, f, func(o *stream.Options) {
+		log = filepath.Join(o.PodLogsDir, "shop_web_uid-web", "main", "0.log")
+		must(t, os.MkdirAll(filepath.Dir(log), 0o755))
+		must(t, os.WriteFile(log, []byte("2024-05-06T07:08:09Z stdout F hello\n"), 0o640))
+	})
+	a.client.Timeout = 30 * time.Second
+	if got := a.want("/containerLogs/shop/web/main"); got != "hello\n" {
+		t.Errorf("the log without the runtime: %q", got)
+	}
+	f.asked.Store(0)
+	response, err := a.client.Get("http://edge-1/containerLogs/shop/web/main?follow=true")
+	must(t, err)
+	defer response.Body.Close()
+	r := bufio.NewReader(response.Body)
+	file, err := os.OpenFile(log, os.O_APPEND|os.O_WRONLY, 0)
+	must(t, err)
+	defer file.Close()
+	for i, want := 0, "hello\n"; i < 3; i++ {
+		if line, err := r.ReadString('\n'); line != want || err != nil {
+			t.Fatalf("followed: %q, %v; want %q", line, err, want)
+		}
+		time.Sleep(1100 * time.Millisecond) // it would be asked again meanwhile
+		want = fmt.Sprintf("line %d\n", i)
+		_, err := file.WriteString("2024-05-06T07:08:09Z stdout F " + want)
+		must(t, err)
+	}
+	if n := f.asked.Load(); n != 1 {
+		t.Errorf("what hangs was asked %d times within some seconds", n)
+	}
+}
+
+// TestTheOldParameterTail says how many lines, and nothing else.
+func TestTheOldParameterTail(t *testing.T) {
+	log := filepath.Join(t.TempDir(), "0.log")
+	must(t, os.WriteFile(log, []byte(strings.Repeat("2024-05-06T07:08:09Z stdout F hello\n", 3)), 0o640))
+	a := newAPI(t, &fake{log: log}, nil)
+	for query, want := range map[string]string{
+		"tail=2": "hello\nhello\n", "tail=2&limitBytes=8": "hello\nhe", "tail=all&tailLines=1": "hello\nhello\nhello\n", "tail=1&tailLines=2": "hello\n",
+	} {
+		if got := a.want("/containerLogs/shop/web/main?" + query); got != want {
+			t.Errorf("%s: %q, want %q", query, got, want)
+		}
+	}
+	if code, body := a.get("/containerLogs/shop/web/main?tail=5&previous=true"); code != http.StatusBadRequest || !strings.Contains(body, "previous terminated container") {
+		t.Errorf("with previous: %d %q", code, body)
 	}
 }
 
