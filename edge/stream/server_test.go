@@ -317,7 +317,7 @@ func TestHalvesAndBothEndsEnd(t *testing.T) {
 		c, err := a.client.Transport.(*http.Transport).DialContext(t.Context(), "tcp", "")
 		must(t, err)
 		t.Cleanup(func() { c.Close() })
-		_, err = io.WriteString(c, "POST /exec/shop/web/main?output=1&command=x HTTP/1.1\r\nHost: edge-1\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nContent-Length: 0\r\n\r\nearly ")
+		_, err = io.WriteString(c, "POST /exec/shop/web/main?output=1&command=x HTTP/1.1\r\nHost: edge-1\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nContent-Length: 0\r\n\r\nearly on ")
 		must(t, err)
 		r := bufio.NewReader(c)
 		response, err := http.ReadResponse(r, nil)
@@ -338,7 +338,7 @@ func TestHalvesAndBothEndsEnd(t *testing.T) {
 	_, err = io.WriteString(c, "late")
 	must(t, err)
 	must(t, c.(*net.TCPConn).CloseWrite())
-	if got := <-heard; got != "early late" {
+	if got := <-heard; got != "early on late" {
 		t.Errorf("the runtime got %q", got)
 	}
 	if got, err := io.ReadAll(r); string(got) != "first last" || err != nil {
@@ -347,7 +347,7 @@ func TestHalvesAndBothEndsEnd(t *testing.T) {
 
 	big := strings.Repeat("0123456789abcdef", 64<<10)
 	serveOne(func(r *bufio.Reader, c net.Conn) { // the runtime ends first
-		_, _ = io.ReadFull(r, make([]byte, len("early "))) // what is not read would make its end a reset
+		_, _ = io.ReadFull(r, make([]byte, len("early on "))) // what is not read would make its end a reset
 		_, _ = io.WriteString(c, big)
 	})
 	_, r = upgrade()
