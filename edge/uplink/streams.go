@@ -3,6 +3,7 @@ package uplink
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/holdfast-edge/holdfast/common/link"
 )
@@ -18,6 +19,26 @@ func (c *conversation) acceptStreams(ctx context.Context) {
 			}
 			return
 		}
-		c.group.Go(func() { c.u.opts.Serve(ctx, s) })
+		c.streams.Go(func() { c.u.opts.Serve(ctx, s) })
+	}
+}
+
+// streamsEnd is how long the next session waits for the streams of the last one.
+const streamsEnd = 3 * time.Second
+
+// awaitStreams waits until the streams have ended, but not for ever: one that is served
+// from an SD card that has stalled must not keep the node off the line.
+func (c *conversation) awaitStreams() {
+	ended := make(chan struct{})
+	go func() {
+		c.streams.Wait()
+		close(ended)
+	}()
+	timer := time.NewTimer(streamsEnd)
+	defer timer.Stop()
+	select {
+	case <-ended:
+	case <-timer.C:
+		c.u.log.Warn("streams of the session are still served after its end; they are not waited for", "session", c.session.ID(), "waited", streamsEnd)
 	}
 }

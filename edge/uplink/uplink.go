@@ -209,6 +209,7 @@ func (u *Uplink) attempt(ctx context.Context) (lasted time.Duration, err error) 
 	if err != nil {
 		return 0, err
 	}
+	outer := ctx
 	ctx, cancel = context.WithCancel(ctx)
 	c := &conversation{u: u, conn: conn, out: newSender(), window: resume.NewWindow(upTo), unread: true,
 		sourced: make(map[uint64]*sourced), published: make(chan *wire.EdgeMessage, maxPublishing), tokens: make(map[uint64]chan<- *wire.TokenAnswer)}
@@ -219,7 +220,15 @@ func (u *Uplink) attempt(ctx context.Context) (lasted time.Duration, err error) 
 	u.carry(nil)
 	cancel()
 	err = errors.Join(err, ignoreClosed(conn.Close()))
+	if !c.openedAt.IsZero() { // said before anything is waited for
+		u.update(func(s *State) {
+			if s.Connected, s.Synced = false, false; outer.Err() == nil {
+				s.LastError = err.Error()
+			}
+		})
+	}
 	c.group.Wait()
+	c.awaitStreams()
 	if !c.openedAt.IsZero() {
 		lasted = max(1, time.Since(c.openedAt))
 	}
@@ -238,6 +247,7 @@ type conversation struct {
 	u        *Uplink
 	conn     link.Conn
 	group    sync.WaitGroup // of what runs beside run
+	streams  sync.WaitGroup // of those who serve streams
 	session  resume.Session
 	window   *resume.Window
 	out      *sender

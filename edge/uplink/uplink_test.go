@@ -39,6 +39,7 @@ type rig struct {
 	credential Credential
 	sources    []Source
 	publish    func(context.Context, *wire.Publish) error
+	serve      func(context.Context, link.Stream)
 }
 
 func newRig(t *testing.T) *rig {
@@ -63,7 +64,7 @@ func (r *rig) open(t *testing.T) {
 func (r *rig) start(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	r.uplink = New(Options{Dialer: r.dialer, Store: r.store, Version: "test", Credential: r.credential, Sources: r.sources, Publish: r.publish,
+	r.uplink = New(Options{Dialer: r.dialer, Store: r.store, Version: "test", Credential: r.credential, Sources: r.sources, Publish: r.publish, Serve: r.serve,
 		Timing: Timing{BackoffBase: time.Millisecond, BackoffCap: 4 * time.Millisecond, RefusedCap: 4 * time.Millisecond, Dial: patience, Welcome: patience, Token: patience,
 			Certificate: time.Millisecond, CertificateRetry: time.Millisecond}})
 	done := make(chan error, 1)
