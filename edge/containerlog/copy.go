@@ -70,7 +70,9 @@ type copier struct {
 
 	scan    *scanner
 	present *os.File // the file that is read, or is to be read when the earlier ones were
-	stale   bool     // it was seen to be rotated away
+
+	rotated time.Time // when the present file was seen to be rotated away; zero: it is not
+	final   bool      // nobody writes to it any more: what is read next is its end
 }
 
 func (c *copier) close() {

@@ -316,6 +316,34 @@ func TestFollowAcrossRotation(t *testing.T) {
 	f.end("line 401\nline 402\nline 403\n")
 }
 
+// TestFollowWaitsForWhoWritesToTheOldFile: where the disk is slow, for a while.
+func TestFollowWaitsForWhoWritesToTheOldFile(t *testing.T) {
+	path, _ := rotated(t)
+	f := follow(t, path, Query{Tail: 0})
+	old := path + ".20240506-070700"
+	must(t, os.Rename(path, old))
+	file, err := os.OpenFile(old, os.O_APPEND|os.O_WRONLY, 0)
+	must(t, err)
+	f.append(entry(403, "stdout", "F", "line 403"))
+	time.Sleep(time.Second)
+	_, err = file.WriteString(entry(402, "stdout", "F", "line 402"))
+	began := time.Now()
+	must(t, errors.Join(err, file.Close()))
+	f.await("line 402\nline 403\n")
+	if took := time.Since(began); took > handover/2 {
+		t.Errorf("that it was closed is known after %v", took)
+	}
+
+	older := path + ".20240506-070800" // and this one nobody closes
+	must(t, os.Rename(path, older))
+	file, err = os.OpenFile(older, os.O_APPEND|os.O_WRONLY, 0)
+	must(t, err)
+	defer file.Close()
+	f.append(entry(404, "stdout", "F", "line 404"))
+	f.await("line 402\nline 403\nline 404\n")
+	f.end("line 402\nline 403\nline 404\n")
+}
+
 // TestSlowReaderMissesNothing: the log is rotated more than once, and compressed, while
 // nobody reads what is written.
 func TestSlowReaderMissesNothing(t *testing.T) {
@@ -376,6 +404,19 @@ func TestFollowEnds(t *testing.T) {
 			t.Errorf("it ended with %v", err)
 		}
 	})
+	t.Run("AfterTheFileIsGoneDuringARotation", func(t *testing.T) {
+		path, _ := rotated(t)
+		f := follow(t, path, Query{Tail: 0})
+		old := path + ".20240506-070700"
+		must(t, os.Rename(path, old))
+		file, err := os.OpenFile(old, os.O_APPEND|os.O_WRONLY, 0)
+		must(t, err)
+		defer file.Close()
+		must(t, os.WriteFile(path, nil, 0o640))
+		time.Sleep(50 * time.Millisecond) // it has seen the new file
+		must(t, os.Remove(path))
+		f.end("")
+	})
 	t.Run("AfterTheFileIsGone", func(t *testing.T) {
 		f := follow(t, path, Query{Tail: 1})
 		f.await(read(t, path, Query{Tail: 1}))
@@ -399,7 +440,7 @@ func TestWithoutInotify(t *testing.T) {
 	path, _ := rotated(t)
 	w := &watch{}
 	began := time.Now()
-	if closed, err := w.wait(t.Context(), time.Hour, false); closed || err != nil || time.Since(began) < pollEvery {
+	if closed, err := w.wait(t.Context(), time.Hour); closed || err != nil || time.Since(began) < pollEvery {
 		t.Errorf("it waited %v: %t, %v", time.Since(began), closed, err)
 	}
 	if w := newWatch(filepath.Join(path, "not", "there")); w.file != nil {

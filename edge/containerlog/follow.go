@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"path/filepath"
 	"time"
 )
 
@@ -19,9 +20,10 @@ const (
 	// gather is how long lines wait for others to go with, once one has just gone: a
 	// chatty container is not to cost a packet for each line.
 	gather = 20 * time.Millisecond
-	// handover is how long a rotated file is still read: the runtime opens the new one
-	// before it lets go of the old one.
-	handover = 100 * time.Millisecond
+	// handover is how long a rotated file is still read when nobody tells that the runtime
+	// has closed it: that opens the new one before it lets go of the old one, and where
+	// the disk is slow the old one is written to for a while.
+	handover = 5 * time.Second
 )
 
 // follow copies the present file and those that come after it, until the container has
@@ -43,20 +45,23 @@ func (c *copier) follow(ctx context.Context, watch *watch) error {
 			}
 			sent = time.Now()
 		}
-		moved, err := c.advance(ctx)
+		moved, err := c.advance(ctx, ended, watch)
 		switch {
 		case err != nil:
 			return err
-		case moved:
+		case moved, c.final:
 			continue
-		case ended && !c.stale:
+		case ended && !c.stale():
 			return c.put(c.scan.rest())
 		}
 		patience := wait - time.Since(asked)
-		if c.stale {
-			patience = handover
+		if c.stale() {
+			patience = handover - time.Since(c.rotated)
+			if err := sleep(ctx, gather); err != nil { // the new file is written to all the time
+				return err
+			}
 		}
-		closed, err := watch.wait(ctx, patience, c.stale)
+		closed, err := watch.wait(ctx, patience)
 		if err != nil {
 			return err
 		}
@@ -72,30 +77,39 @@ func (c *copier) follow(ctx context.Context, watch *watch) error {
 	}
 }
 
-// advance goes on in the next file when the present one was rotated away and is read.
-func (c *copier) advance(ctx context.Context) (moved bool, err error) {
+// stale says that the present file was seen to be rotated away.
+func (c *copier) stale() bool { return !c.rotated.IsZero() }
+
+// advance goes on in the next file when the present one was rotated away and nobody
+// writes to it any more. It is read once more when that is known.
+func (c *copier) advance(ctx context.Context, ended bool, watch *watch) (moved bool, err error) {
 	if isAt(c.present, c.path) {
-		c.stale = false
+		c.rotated, c.final = time.Time{}, false
 		return false, c.cutShort()
 	}
 	next, rotated, err := openPresent(c.path)
 	if errors.Is(err, fs.ErrNotExist) {
+		c.rotated, c.final = time.Time{}, false
 		return false, nil // the runtime has yet to open it, or the pod is gone
 	}
 	if err != nil {
 		return false, err
 	}
-	if !c.stale {
-		c.stale = true
+	if !c.stale() {
+		c.rotated = time.Now()
+	}
+	last := nameOf(c.present, rotated)
+	if !c.final {
+		// Who has removed the file, or rotated another one since, writes elsewhere.
+		c.final = ended || last == "" || watch.closed >= filepath.Base(last) || rotated[len(rotated)-1] > last || time.Since(c.rotated) >= handover
 		next.Close()
 		return false, nil
 	}
-	c.stale = false
+	c.rotated, c.final = time.Time{}, false
 	if err := c.put(c.scan.rest()); err != nil {
 		next.Close()
 		return false, err
 	}
-	last := nameOf(c.present, rotated)
 	c.present.Close()
 	c.present = next
 	for _, name := range rotated {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,7 +18,11 @@ const pollEvery = 250 * time.Millisecond
 
 // watch waits for changes in a log's directory. The kernel allows few watchers (128 by
 // default): who gets none looks at the log now and then.
-type watch struct{ file *os.File }
+type watch struct {
+	file   *os.File
+	prefix string // of the names of rotated files
+	closed string // the last rotated file, by name, that was closed by who had written to it
+}
 
 func newWatch(path string) *watch {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
@@ -30,7 +35,7 @@ func newWatch(path string) *watch {
 		file.Close()
 		return &watch{}
 	}
-	return &watch{file}
+	return &watch{file: file, prefix: filepath.Base(path) + "."}
 }
 
 func (w *watch) close() {
@@ -39,14 +44,11 @@ func (w *watch) close() {
 	}
 }
 
-// wait waits for a change, patience at most, or for all of patience. closed: the runtime
-// has closed a file in the directory.
-func (w *watch) wait(ctx context.Context, patience time.Duration, all bool) (closed bool, err error) {
-	if w.file == nil || all {
-		if !all {
-			patience = min(patience, pollEvery)
-		}
-		return false, sleep(ctx, max(patience, time.Millisecond))
+// wait waits for a change, patience at most. closed: the runtime has closed a file in the
+// directory.
+func (w *watch) wait(ctx context.Context, patience time.Duration) (closed bool, err error) {
+	if w.file == nil {
+		return false, sleep(ctx, max(min(patience, pollEvery), time.Millisecond))
 	}
 	if err := w.file.SetReadDeadline(time.Now().Add(max(patience, 0))); err != nil {
 		return false, fmt.Errorf("wait for a change of the log: %w", err)
@@ -63,8 +65,23 @@ func (w *watch) wait(ctx context.Context, patience time.Duration, all bool) (clo
 	}
 	for at := 0; at+unix.SizeofInotifyEvent <= n; {
 		// struct inotify_event: wd, mask, cookie, len and a name of that length
-		closed = closed || binary.NativeEndian.Uint32(buf[at+4:])&unix.IN_CLOSE_WRITE != 0
-		at += unix.SizeofInotifyEvent + int(binary.NativeEndian.Uint32(buf[at+12:]))
+		end := at + unix.SizeofInotifyEvent + int(binary.NativeEndian.Uint32(buf[at+12:]))
+		if binary.NativeEndian.Uint32(buf[at+4:])&unix.IN_CLOSE_WRITE != 0 {
+			closed = true
+			w.note(strings.TrimRight(string(buf[at+unix.SizeofInotifyEvent:end]), "\x00"))
+		}
+		at = end
 	}
 	return closed, nil
+}
+
+// note takes down a file that was closed, if it is a rotated one.
+func (w *watch) note(name string) {
+	suffix, ok := strings.CutPrefix(name, w.prefix)
+	if !ok {
+		return
+	}
+	if _, err := time.Parse(RotatedLayout, suffix); err == nil {
+		w.closed = max(w.closed, name)
+	}
 }
