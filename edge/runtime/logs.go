@@ -174,7 +174,8 @@ func freeName(path string, now time.Time) (string, error) {
 	return path + "." + name, nil
 }
 
-// rotatedLogs lists the earlier files of a log, oldest first, and removes what a crash left half compressed.
+// rotatedLogs lists the earlier files of a log, oldest first, and removes what a crash left half compressed. What is no
+// file is passed over: a pod to which the directory is mounted may have put there what it likes.
 func rotatedLogs(path string) ([]string, error) {
 	entries, err := os.ReadDir(filepath.Dir(path))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -186,7 +187,7 @@ func rotatedLogs(path string) ([]string, error) {
 	plain := map[string]bool{}
 	var out []string
 	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), prefix) {
+		if !strings.HasPrefix(e.Name(), prefix) || !e.Type().IsRegular() {
 			continue
 		}
 		full := filepath.Join(filepath.Dir(path), e.Name())
@@ -218,14 +219,24 @@ func rotatedLogs(path string) ([]string, error) {
 	return kept, nil
 }
 
+// compress follows no link and waits for no FIFO, whatever has been put in a file's place meanwhile: what a link leads to
+// would be there for whoever may read logs, and a FIFO would stop the rotation of all.
 func compress(path string) (err error) {
-	in, err := os.Open(path)
+	in, err := os.OpenFile(path, os.O_RDONLY|openNoFollow|openNonBlock, 0)
 	if err != nil {
 		return err
 	}
 	defer in.Close()
+	if info, err := in.Stat(); err != nil {
+		return err
+	} else if !info.Mode().IsRegular() {
+		return fmt.Errorf("compress %s: it is no file: remove it", path)
+	}
 	tmp := path + ".tmp"
-	out, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o640)
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	out, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_EXCL|openNoFollow, 0o640)
 	if err != nil {
 		return err
 	}

@@ -87,6 +87,44 @@ func TestCompressedLogsCanBeRead(t *testing.T) {
 	}
 }
 
+// TestRotationTouchesNothingButFiles: a pod may have put anything beside its logs.
+func TestRotationTouchesNothingButFiles(t *testing.T) {
+	dir := t.TempDir()
+	secret, log := filepath.Join(dir, "secret"), filepath.Join(dir, "0.log")
+	write(t, secret, "secret")
+	link, fifo, plain := log+".20200101-000000", log+".20200101-000001", log+".20200101-000002"
+	write(t, plain, "line\n")
+	for _, l := range []string{link, plain + ".tmp"} {
+		if err := os.Symlink(secret, l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := rotatedLogs(log); err != nil || !reflect.DeepEqual(got, []string{plain}) {
+		t.Errorf("rotated are %v, %v; want %s alone", got, err, plain)
+	}
+	for _, path := range []string{link, fifo} { // in the place of what was a file when it was listed
+		done := make(chan error, 1)
+		go func() { done <- compress(path) }()
+		select {
+		case err := <-done:
+			if err == nil || exists(path+".gz") {
+				t.Errorf("%s was compressed", path)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s is waited for", path)
+		}
+	}
+	if err := compress(plain); err != nil || !exists(plain+".gz") {
+		t.Errorf("a file beside them: %v", err)
+	}
+	if b, err := os.ReadFile(secret); err != nil || string(b) != "secret" {
+		t.Errorf("what a link leads to is now %q, %v", b, err)
+	}
+}
+
 func TestRotateLogsEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
