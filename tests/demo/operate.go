@@ -27,7 +27,7 @@ func reach(ctx context.Context, s *stage, w *world.World, node *world.Node) erro
 	}
 	s.act("Would the node survive a reboot without the cloud? `holdfast doctor` at the node")
 	if err := s.timed("condition OfflineReady is True in the cloud", func() error {
-		return world.Eventually(ctx, 2*time.Minute, "node "+nodeName+" OfflineReady", func(ctx context.Context) (bool, error) {
+		return world.Eventually(ctx, 5*time.Minute, "node "+nodeName+" OfflineReady", func(ctx context.Context) (bool, error) {
 			n, err := w.Client().CoreV1().Nodes().Get(ctx, nodeName, metav1.GetOptions{})
 			if err != nil {
 				return false, err
