@@ -112,8 +112,12 @@ const (
 	maxTailLines = 100_000
 )
 
-// journalTimeout bounds a run of journalctl, and with it a client that does not read.
-const journalTimeout = 2 * time.Minute
+const (
+	// journalTimeout bounds a run of journalctl.
+	journalTimeout = 2 * time.Minute
+	// journalRest is how long the client may then take to read the rest.
+	journalRest = 5 * time.Second
+)
 
 var unsafeService = regexp.MustCompile(`[^a-zA-Z0-9@_.:-]`)
 
@@ -205,6 +209,14 @@ func (s *Server) queryLogs(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	if !own {
+		// A client that does not read is not waited for either. What is left of the deadline
+		// is for no other request.
+		w.Header().Set("Connection", "close")
+		if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.journalTimeout + journalRest)); err != nil {
+			s.log.Debug("a client of the journal that does not read is waited for", "err", err)
+		}
+	}
 	out := io.Writer(w)
 	if strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
 		z, _ := gzip.NewWriterLevel(w, gzip.BestSpeed) // the level is one that there is
@@ -217,7 +229,7 @@ func (s *Server) queryLogs(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if err := s.journal(r.Context(), out, q); err != nil {
-		fmt.Fprintf(out, "\nthe journal of node %s cannot be read: %v\n", s.o.Node, err)
+		fmt.Fprintf(out, "\nthe journal of node %s cannot be read to its end: %v\n", s.o.Node, err)
 	}
 }
 
@@ -258,7 +270,7 @@ func (r *Ring) writeTo(w io.Writer, q *nodeQuery) {
 
 // journal writes what journalctl prints.
 func (s *Server) journal(ctx context.Context, w io.Writer, q *nodeQuery) error {
-	ctx, cancel := context.WithTimeout(ctx, journalTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.journalTimeout)
 	defer cancel()
 	args := []string{"--utc", "--no-pager", "--output=short-precise"}
 	const layout = "2006-01-02 15:04:05 UTC"
@@ -289,9 +301,13 @@ func (s *Server) journal(ctx context.Context, w io.Writer, q *nodeQuery) error {
 		return err
 	}
 	_, copied := io.Copy(w, pipe)
+	late := ctx.Err()
 	cancel() // if the client is gone, journalctl need not go on
 	err = cmd.Wait()
 	var exit *exec.ExitError
+	if errors.Is(late, context.DeadlineExceeded) {
+		return fmt.Errorf("journalctl was stopped after %s: ask for less, with tailLines or sinceTime", s.journalTimeout)
+	}
 	if copied == nil && errors.As(err, &exit) { // it has found nothing, or was at its end when it was cancelled
 		return nil
 	}

@@ -71,6 +71,8 @@ type Server struct {
 	http     *http.Server
 	requests chan struct{} // holds one for each request
 	buffers  sync.Pool     // *[largeBuffer]byte
+
+	journalTimeout time.Duration // a test's is shorter
 }
 
 // New makes a server; it runs nothing by itself.
@@ -84,7 +86,7 @@ func New(o Options) *Server {
 	if o.Dial == nil {
 		o.Dial = (&net.Dialer{Timeout: dialTimeout}).DialContext
 	}
-	s := &Server{o: o, log: o.Log, requests: make(chan struct{}, maxRequests)}
+	s := &Server{o: o, log: o.Log, requests: make(chan struct{}, maxRequests), journalTimeout: journalTimeout}
 	s.buffers.New = func() any { return new([largeBuffer]byte) }
 	s.handler = s.bounded(s.routes())
 	s.http = &http.Server{
