@@ -10,8 +10,8 @@ import (
 	"github.com/holdfast-edge/holdfast/common/link/linktest"
 )
 
-// BenchmarkStream moves a MiB through a stream beside nothing else: how fast, and what
-// processor both ends together spend on it.
+// BenchmarkStream moves a MiB through a stream beside nothing else, and then a few bytes
+// there and back: how fast, and what processor both ends together spend on it.
 func BenchmarkStream(b *testing.B) {
 	ca := linktest.NewCA(b)
 	for _, transport := range []struct {
@@ -69,6 +69,7 @@ func BenchmarkStream(b *testing.B) {
 		}{{"down", atHub, atEdge}, {"up", atEdge, atHub}} {
 			b.Run(transport.name+"/"+way.name, func(b *testing.B) { move(b, way.from, way.to) })
 		}
+		b.Run(transport.name+"/there and back", func(b *testing.B) { thereAndBack(b, atHub, atEdge) })
 		edge.Close()
 		hub.Close()
 	}
@@ -93,6 +94,38 @@ func move(b *testing.B, from, to link.Stream) {
 		b.Fatal(err)
 	}
 	b.ReportMetric((processor(b)-before)*1000/float64(b.N), "cpu-ms/MiB")
+}
+
+func thereAndBack(b *testing.B, hub, edge link.Stream) {
+	echoed := make(chan error, 1)
+	before := processor(b)
+	go func() {
+		few := make([]byte, 100)
+		for range b.N {
+			if _, err := io.ReadFull(edge, few); err != nil {
+				echoed <- err
+				return
+			}
+			if _, err := edge.Write(few); err != nil {
+				echoed <- err
+				return
+			}
+		}
+		echoed <- nil
+	}()
+	few := make([]byte, 100)
+	for range b.N {
+		if _, err := hub.Write(few); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := io.ReadFull(hub, few); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := <-echoed; err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric((processor(b)-before)*1000/float64(b.N), "cpu-ms/op")
 }
 
 // processor is the seconds of processor that this process has used.
