@@ -12,17 +12,27 @@ import (
 // link.ErrNoStream where the node takes none (any more), and with ctx's error
 // where the node does not answer.
 func (h *Hub) OpenStream(ctx context.Context, node string) (link.Stream, error) {
+	return stream(ctx, h, node, link.Conn.OpenStream)
+}
+
+// BeginStream does not wait until the node has taken the stream; reading does, and
+// fails where the node takes none.
+func (h *Hub) BeginStream(ctx context.Context, node string) (link.BegunStream, error) {
+	return stream(ctx, h, node, link.Conn.BeginStream)
+}
+
+func stream[S link.Stream](ctx context.Context, h *Hub, node string, open func(link.Conn, context.Context) (S, error)) (none S, err error) {
 	h.mu.Lock()
 	s := h.sessions[node]
 	h.mu.Unlock()
 	if s == nil {
-		return nil, fmt.Errorf("open a stream to node %s: %w", node, ErrNotConnected)
+		return none, fmt.Errorf("open a stream to node %s: %w", node, ErrNotConnected)
 	}
-	stream, err := s.conn.OpenStream(ctx)
+	opened, err := open(s.conn, ctx)
 	if err != nil {
-		return nil, fmt.Errorf("open a stream to node %s: %w", node, err)
+		return none, fmt.Errorf("open a stream to node %s: %w", node, err)
 	}
-	return stream, nil
+	return opened, nil
 }
 
 // Holds says that a node has a session with this hub.

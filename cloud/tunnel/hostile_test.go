@@ -63,8 +63,8 @@ func served(t *testing.T, tun *Tunnel, node string, start func(http.Handler) *ht
 // TestAStrangerWhoNeverEndsHisRequestIsLetGo: there is a bounded number of connections
 // for all nodes together, and the server waits for a request's end before it answers.
 func TestAStrangerWhoNeverEndsHisRequestIsLetGo(t *testing.T) {
-	open, _ := node(t, nil)
-	tun := tunnel(t, open)
+	begin, _ := node(t, nil)
+	tun := tunnel(t, begin)
 	tun.o.Access = no{}
 	conn, err := net.Dial("tcp", as(t, tun, "till-1").Listener.Addr().String())
 	if err != nil {
@@ -81,7 +81,7 @@ func TestAStrangerWhoNeverEndsHisRequestIsLetGo(t *testing.T) {
 // TestConnectionsAreNotKeptInACrowd: who scrapes many nodes keeps a connection to each
 // for the next time, and others get none.
 func TestConnectionsAreNotKeptInACrowd(t *testing.T) {
-	open, _ := node(t, func(s link.Stream) {
+	begin, _ := node(t, func(s link.Stream) {
 		r, err := http.ReadRequest(bufio.NewReader(s))
 		switch {
 		case err != nil:
@@ -91,7 +91,7 @@ func TestConnectionsAreNotKeptInACrowd(t *testing.T) {
 			fmt.Fprint(s, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 		}
 	})
-	tun := tunnel(t, open)
+	tun := tunnel(t, begin)
 	server := as(t, tun, "till-1")
 	for _, c := range []struct {
 		open   int64
@@ -149,12 +149,12 @@ func TestWhatAHubPassesOnIsForTheNodeThatWasChecked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	open, _ := node(t, func(s link.Stream) {
+	begin, _ := node(t, func(s link.Stream) {
 		if _, err := http.ReadRequest(bufio.NewReader(s)); err == nil {
 			fmt.Fprint(s, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 		}
 	})
-	tun := tunnel(t, open)
+	tun := tunnel(t, begin)
 	tun.o.Access, tun.o.Peers = no{}, Peers{CA: ca.Pool(), ClientName: pki.HubName}
 	for name, code := range map[string]int{"till-1": 200, "till-2": 421, "": 421} {
 		w := httptest.NewRecorder()

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/netip"
+	"os"
 	"sync"
 	"time"
 
@@ -69,13 +70,6 @@ func isCanceled(err error) bool { return errors.Is(err, context.Canceled) }
 // notHere says that a stream was not opened because the node is not this hub's.
 func notHere(err error) bool { return errors.Is(err, hub.ErrNotConnected) }
 
-// open opens a stream to a node, in bounded time.
-func (t *Tunnel) open(ctx context.Context, node string) (link.Stream, error) {
-	ctx, cancel := context.WithTimeout(ctx, t.o.OpenWithin)
-	defer cancel()
-	return t.o.Open(ctx, node)
-}
-
 // unreachable says why a request does not reach its node, and what to do. The code
 // is always the one whose text an apiserver passes on; of a 503 or 504 it keeps none.
 func (t *Tunnel) unreachable(node string, at place, err error) error {
@@ -86,17 +80,23 @@ func (t *Tunnel) unreachable(node string, at place, err error) error {
 	case notHere(err):
 		return fail(http.StatusBadGateway, "node %s is not connected to the cloud at present. Its pods go on there: try again when it is back", node)
 	case errors.Is(err, link.ErrNoStream):
-		return fail(http.StatusBadGateway, "node %s takes no more requests: either %d are open there, or its edgecore is too old for logs and exec", node, link.MaxStreams)
-	case errors.Is(err, context.DeadlineExceeded):
-		return fail(http.StatusBadGateway, "node %s did not take the request within %s: its line is very slow, or has just been cut", node, t.o.OpenWithin)
+		return t.takesNone(node)
 	}
 	return fail(http.StatusBadGateway, "%v", err)
+}
+
+func (t *Tunnel) takesNone(node string) error {
+	return fail(http.StatusBadGateway, "node %s takes no more requests: either %d are open there, or its edgecore is too old for logs and exec", node, link.MaxStreams)
 }
 
 // broken is how a request ends whose stream ended before its answer began.
 func (t *Tunnel) broken(node string, err error) error {
 	var timeout net.Error
 	switch {
+	case errors.Is(err, link.ErrNoStream):
+		return t.takesNone(node)
+	case errors.Is(err, errNotTaken):
+		return fail(http.StatusBadGateway, "node %s did not take the request within %s: its line is very slow, or has just been cut", node, t.o.TakenWithin)
 	case errors.As(err, &timeout) && timeout.Timeout():
 		return fail(http.StatusBadGateway, "node %s took the request and did not begin to answer within %s", node, t.o.AnswerWithin)
 	case errors.Is(err, link.ErrClosed) || errors.Is(err, link.ErrSilent):
@@ -111,7 +111,7 @@ const nodeHeader = "Holdfast-Node"
 type streamKey struct{}
 type targetKey struct{}
 
-func withStream(ctx context.Context, s link.Stream) context.Context {
+func withStream(ctx context.Context, s link.BegunStream) context.Context {
 	return context.WithValue(ctx, streamKey{}, s)
 }
 
@@ -161,20 +161,44 @@ func (t *Tunnel) streams() http.RoundTripper {
 		ResponseHeaderTimeout: t.o.AnswerWithin, MaxResponseHeaderBytes: maxHeader,
 		WriteBufferSize: bufferSize, ReadBufferSize: bufferSize,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			s, ok := ctx.Value(streamKey{}).(link.Stream)
+			s, ok := ctx.Value(streamKey{}).(link.BegunStream)
 			if !ok {
 				return nil, errors.New("a request without a stream")
 			}
-			return streamConn{s}, nil
+			return &streamConn{BegunStream: s, within: t.o.TakenWithin}, nil
 		},
 	}
 }
 
-// streamConn makes a net.Conn of a stream.
-type streamConn struct{ link.Stream }
+// streamConn is a stream as a net.Conn. The request is on its way before the node has taken
+// the stream, for which it has bounded time.
+type streamConn struct {
+	link.BegunStream
+	within time.Duration
+	taken  bool // of the goroutine that reads
+}
 
-func (streamConn) LocalAddr() net.Addr  { return streamAddr{} }
-func (streamConn) RemoteAddr() net.Addr { return streamAddr{} }
+var errNotTaken = errors.New("the stream was not taken in time")
+
+func (c *streamConn) Read(b []byte) (int, error) {
+	if !c.taken {
+		if err := c.SetReadDeadline(time.Now().Add(c.within)); err != nil {
+			return 0, err
+		}
+		err := c.Taken()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return 0, errNotTaken
+		}
+		if err := errors.Join(err, c.SetReadDeadline(time.Time{})); err != nil {
+			return 0, err
+		}
+		c.taken = true
+	}
+	return c.BegunStream.Read(b)
+}
+
+func (*streamConn) LocalAddr() net.Addr  { return streamAddr{} }
+func (*streamConn) RemoteAddr() net.Addr { return streamAddr{} }
 
 type streamAddr struct{}
 
@@ -185,7 +209,7 @@ func (streamAddr) String() string  { return "a node's line" }
 func (t *Tunnel) hubs() http.RoundTripper {
 	return &http.Transport{
 		DisableKeepAlives: true, DisableCompression: true,
-		ResponseHeaderTimeout: t.o.AnswerWithin + t.o.OpenWithin, MaxResponseHeaderBytes: maxHeader,
+		ResponseHeaderTimeout: t.o.AnswerWithin + t.o.TakenWithin, MaxResponseHeaderBytes: maxHeader,
 		WriteBufferSize: bufferSize, ReadBufferSize: bufferSize,
 		DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
 		TLSHandshakeTimeout: dialTimeout,

@@ -47,8 +47,8 @@ type Options struct {
 	// opened; First and Last are their range.
 	Address, Bind netip.Addr
 	First, Last   int
-	// Open opens a stream to a node (hub.OpenStream).
-	Open func(ctx context.Context, node string) (link.Stream, error)
+	// Begin begins a stream to a node (hub.BeginStream).
+	Begin func(ctx context.Context, node string) (link.BegunStream, error)
 	// Holds says that a node is connected to this hub (hub.Holds).
 	Holds  func(node string) bool
 	Access Access
@@ -59,11 +59,11 @@ type Options struct {
 	Serving func() *tls.Certificate
 	// Peers is how hubs know one another.
 	Peers Peers
-	// OpenWithin is how long a node may take to take a stream (15 s), and AnswerWithin
+	// TakenWithin is how long a node may take to take a stream (15 s), and AnswerWithin
 	// how long then to begin its answer (1 min).
-	OpenWithin, AnswerWithin time.Duration
-	Log                      *slog.Logger
-	Now                      func() time.Time // nil: time.Now
+	TakenWithin, AnswerWithin time.Duration
+	Log                       *slog.Logger
+	Now                       func() time.Time // nil: time.Now
 }
 
 // Peers are the hubs of one cluster. Each passes on what is for a node of another.
@@ -94,8 +94,8 @@ func New(o Options) (*Tunnel, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	if o.OpenWithin == 0 {
-		o.OpenWithin = 15 * time.Second
+	if o.TakenWithin == 0 {
+		o.TakenWithin = 15 * time.Second
 	}
 	if o.AnswerWithin == 0 {
 		o.AnswerWithin = time.Minute
@@ -279,7 +279,7 @@ func nodeInURI(uri string) string {
 
 // forward hands a request to the node, or to the hub that has it.
 func (t *Tunnel) forward(w http.ResponseWriter, r *http.Request, node string, fromHub bool) error {
-	stream, err := t.open(r.Context(), node)
+	stream, err := t.o.Begin(r.Context(), node)
 	if err == nil {
 		defer stream.Close() // also where the proxy panics, as it does to cut an answer off
 		t.near.ServeHTTP(w, r.WithContext(withStream(r.Context(), stream)))

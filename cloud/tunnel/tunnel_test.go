@@ -38,9 +38,8 @@ func (everybody) Authorize(context.Context, *authenticationv1.UserInfo, ...autho
 	return nil
 }
 
-// node connects a node over a real websocket; serve has each stream that it takes, and
-// nil takes none.
-func node(t *testing.T, serve func(link.Stream)) (open func(context.Context, string) (link.Stream, error), end func()) {
+// connect connects a node over a real websocket.
+func connect(t *testing.T) (edge, conn link.Conn) {
 	t.Helper()
 	h := linktest.StartHub(t, linktest.NewCA(t), link.Timing{})
 	accepted := make(chan link.Conn, 1)
@@ -53,7 +52,7 @@ func node(t *testing.T, serve func(link.Stream)) (open func(context.Context, str
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn := <-accepted
+	conn = <-accepted
 	t.Cleanup(func() { edge.Close(); conn.Close() })
 	for _, c := range []link.Conn{edge, conn} { // streams move while somebody receives
 		go func() {
@@ -64,6 +63,23 @@ func node(t *testing.T, serve func(link.Stream)) (open func(context.Context, str
 			}
 		}()
 	}
+	return edge, conn
+}
+
+// beginning begins streams to till-1 alone.
+func beginning(conn link.Conn) func(context.Context, string) (link.BegunStream, error) {
+	return func(ctx context.Context, name string) (link.BegunStream, error) {
+		if name != "till-1" {
+			return nil, hub.ErrNotConnected
+		}
+		return conn.BeginStream(ctx)
+	}
+}
+
+// node connects a node; serve has each stream that it takes, and nil takes none.
+func node(t *testing.T, serve func(link.Stream)) (begin func(context.Context, string) (link.BegunStream, error), end func()) {
+	t.Helper()
+	edge, conn := connect(t)
 	if serve != nil {
 		go func() {
 			for {
@@ -74,30 +90,30 @@ func node(t *testing.T, serve func(link.Stream)) (open func(context.Context, str
 				go serve(s)
 			}
 		}()
+		firstStream(t, conn).Close()
 	}
-	for serve != nil { // until the node takes streams
+	return beginning(conn), func() { edge.Close() }
+}
+
+// firstStream opens a stream as soon as the node takes any.
+func firstStream(t *testing.T, conn link.Conn) link.Stream {
+	t.Helper()
+	for {
 		s, err := conn.OpenStream(t.Context())
 		if err == nil {
-			s.Close()
-			break
+			return s
 		}
 		if !errors.Is(err, link.ErrNoStream) {
 			t.Fatal(err)
 		}
 	}
-	return func(ctx context.Context, name string) (link.Stream, error) {
-		if name != "till-1" {
-			return nil, hub.ErrNotConnected
-		}
-		return conn.OpenStream(ctx)
-	}, func() { edge.Close() }
 }
 
-func tunnel(t *testing.T, open func(context.Context, string) (link.Stream, error)) *Tunnel {
+func tunnel(t *testing.T, begin func(context.Context, string) (link.BegunStream, error)) *Tunnel {
 	t.Helper()
 	tun, err := New(Options{
-		Address: loopback, Bind: loopback, First: 20000, Last: 20001, Open: open, Access: everybody{},
-		OpenWithin: time.Second, AnswerWithin: 300 * time.Millisecond,
+		Address: loopback, Bind: loopback, First: 20000, Last: 20001, Begin: begin, Access: everybody{},
+		TakenWithin: time.Second, AnswerWithin: 300 * time.Millisecond,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -143,17 +159,30 @@ func TestANodeThatDoesNotAnswerCostsBoundedTime(t *testing.T) {
 		{"it takes no stream", nil, "till-1", "takes no more requests"},
 		{"it is not there", silent, "till-2", "node till-2 is not connected"},
 	} {
-		open, _ := node(t, c.serve)
-		w := ask(t, tunnel(t, open), c.ask, "/pods")
+		begin, _ := node(t, c.serve)
+		w := ask(t, tunnel(t, begin), c.ask, "/pods")
 		if w.Code != http.StatusBadGateway || !strings.Contains(w.Body.String(), c.says) {
 			t.Errorf("%s: %d %q, want %q", c.name, w.Code, w.Body.String(), c.says)
 		}
 	}
 }
 
+// TestANodeThatTakesNoRequestInTime: it is connected, and busy with itself.
+func TestANodeThatTakesNoRequestInTime(t *testing.T) {
+	edge, conn := connect(t)
+	go func() { _, _ = edge.AcceptStream(context.Background()) }() // the first, and no other
+	defer firstStream(t, conn).Close()
+	tun := tunnel(t, beginning(conn))
+	tun.o.TakenWithin = 100 * time.Millisecond
+	w := ask(t, tun, "till-1", "/pods")
+	if w.Code != http.StatusBadGateway || !strings.Contains(w.Body.String(), "node till-1 did not take the request within 100ms") {
+		t.Errorf("%d %q", w.Code, w.Body.String())
+	}
+}
+
 func TestANodeThatIsAwayIsSaidSinceWhen(t *testing.T) {
-	open, _ := node(t, nil)
-	tun := tunnel(t, open)
+	begin, _ := node(t, nil)
+	tun := tunnel(t, begin)
 	tun.OnNode(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "till-2"}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{
 		{Type: corev1.NodeReady, Status: corev1.ConditionUnknown, LastHeartbeatTime: metav1.NewTime(time.Now().Add(-2 * time.Hour))},
 	}}}, false)
@@ -171,7 +200,7 @@ func TestWhoNeverReadsHoldsAWindow(t *testing.T) {
 		err  error // of the write that was not taken; nil: all were
 	}
 	ended := make(chan end, 1)
-	open, _ := node(t, func(s link.Stream) {
+	begin, _ := node(t, func(s link.Stream) {
 		r := bufio.NewReader(s)
 		if _, err := http.ReadRequest(r); err != nil {
 			return
@@ -186,7 +215,7 @@ func TestWhoNeverReadsHoldsAWindow(t *testing.T) {
 		}
 		ended <- e
 	})
-	tun := tunnel(t, open)
+	tun := tunnel(t, begin)
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		tun.serve(w, r.WithContext(context.WithValue(r.Context(), nodeKey{}, "till-1")))
 	}))
@@ -208,12 +237,12 @@ func TestWhoNeverReadsHoldsAWindow(t *testing.T) {
 
 func TestALogEndsWithTheReason(t *testing.T) {
 	var end func()
-	open, end := node(t, func(s link.Stream) {
+	begin, end := node(t, func(s link.Stream) {
 		if _, err := http.ReadRequest(bufio.NewReader(s)); err == nil {
 			fmt.Fprint(s, "HTTP/1.1 200 OK\r\n\r\nfirst\n")
 		}
 	})
-	tun := tunnel(t, open)
+	tun := tunnel(t, begin)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		tun.serve(w, r.WithContext(context.WithValue(r.Context(), nodeKey{}, "till-1")))
 	}))
@@ -236,13 +265,13 @@ func TestALogEndsWithTheReason(t *testing.T) {
 
 // TestThePathThatIsCheckedIsTheOneThatIsServed: the right depends on the path.
 func TestThePathThatIsCheckedIsTheOneThatIsServed(t *testing.T) {
-	open, _ := node(t, func(s link.Stream) {
+	begin, _ := node(t, func(s link.Stream) {
 		if r, err := http.ReadRequest(bufio.NewReader(s)); err == nil {
 			body := r.URL.EscapedPath()
 			fmt.Fprintf(s, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
 		}
 	})
-	tun := tunnel(t, open)
+	tun := tunnel(t, begin)
 	for path, code := range map[string]int{
 		"/stats/summary": 200, "/logs/": 200, "/containerLogs/ns/p/c": 200,
 		"/stats/../exec/ns/p/c": 400, "/stats/%2e%2e/exec/ns/p/c": 400, "//exec/ns/p/c": 400, "/stats//summary": 400, "/./pods": 400, "/pods/.": 400,
@@ -346,7 +375,7 @@ func TestALargeFrameIsNotKept(t *testing.T) {
 // to a slow reader, which says something itself meanwhile.
 func TestWhatWasSaidArrives(t *testing.T) {
 	const size = 12 << 20
-	open, _ := node(t, func(s link.Stream) {
+	begin, _ := node(t, func(s link.Stream) {
 		r := bufio.NewReader(s)
 		if _, err := http.ReadRequest(r); err != nil {
 			return
@@ -357,7 +386,7 @@ func TestWhatWasSaidArrives(t *testing.T) {
 		}
 		s.Close()
 	})
-	server := secure(t, tunnel(t, open), "till-1")
+	server := secure(t, tunnel(t, begin), "till-1")
 	trusted := server.Client().Transport.(*http.Transport).TLSClientConfig
 	conn, err := tls.Dial("tcp", server.Listener.Addr().String(), &tls.Config{RootCAs: trusted.RootCAs, ServerName: "example.com"})
 	if err != nil {

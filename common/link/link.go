@@ -41,6 +41,9 @@ type Conn interface {
 	// has taken it. Streams cost nothing while there are none. Over websocket they
 	// move only while somebody waits in Recv at both ends.
 	OpenStream(ctx context.Context) (Stream, error)
+	// BeginStream is OpenStream for who has something to say at once, and does not wait
+	// a round trip for it.
+	BeginStream(ctx context.Context) (BegunStream, error)
 	// AcceptStream waits for a stream which the other side opens. Until it is first
 	// called, and beyond MaxStreams, streams are refused (ErrNoStream).
 	AcceptStream(ctx context.Context) (Stream, error)

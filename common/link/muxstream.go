@@ -31,6 +31,11 @@ type websocketStream struct {
 
 // OpenStream waits until the other side has taken the stream.
 func (c *websocketConn) OpenStream(ctx context.Context) (Stream, error) {
+	return openStream(ctx, c.BeginStream, c.peer.name)
+}
+
+// BeginStream does not wait.
+func (c *websocketConn) BeginStream(ctx context.Context) (BegunStream, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -42,11 +47,7 @@ func (c *websocketConn) OpenStream(ctx context.Context) (Stream, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open a stream to %s: %w", c.peer.name, err)
 	}
-	if err := confirm(ctx, s); err != nil {
-		_ = s.Close()
-		return nil, fmt.Errorf("open a stream to %s: %w", c.peer.name, err)
-	}
-	return s, nil
+	return &begunStream{Stream: s}, nil
 }
 
 func (m *mux) open() (*websocketStream, error) {

@@ -46,17 +46,19 @@ type quicStream struct {
 
 // OpenStream waits until the other side has taken the stream.
 func (c *quicConn) OpenStream(ctx context.Context) (Stream, error) {
+	return openStream(ctx, c.BeginStream, c.peer.name)
+}
+
+// BeginStream does not wait.
+func (c *quicConn) BeginStream(ctx context.Context) (BegunStream, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	s, err := c.open()
-	if err == nil {
-		if err = confirm(ctx, s); err == nil {
-			return s, nil
-		}
-		_ = s.Close()
+	if err != nil {
+		return nil, fmt.Errorf("open a stream to %s: %w", c.peer.name, err)
 	}
-	return nil, fmt.Errorf("open a stream to %s: %w", c.peer.name, err)
+	return &begunStream{Stream: s}, nil
 }
 
 func (c *quicConn) open() (*quicStream, error) {

@@ -38,6 +38,16 @@ type Stream interface {
 	SetWriteDeadline(t time.Time) error
 }
 
+// BegunStream is a stream that the other side may not have taken yet. What is written is
+// on its way all the same; Read waits until it was taken, and fails with ErrNoStream where
+// it was not.
+type BegunStream interface {
+	Stream
+	// Taken waits until the other side has taken the stream, as Read does: for as long
+	// as the deadline of reading allows, and in the same goroutine.
+	Taken() error
+}
+
 // Traffic is what a connection has moved, in bytes: TLS and what was sent again
 // included, and the headers of IP and TCP or UDP as far as the kernel counts them.
 type Traffic struct{ Sent, Received uint64 }
@@ -46,18 +56,49 @@ type Traffic struct{ Sent, Received uint64 }
 // knows.
 const confirmation = 1
 
-// confirm waits for the confirmation of a stream that was opened.
-func confirm(ctx context.Context, s Stream) error {
-	stop := context.AfterFunc(ctx, func() { _ = s.SetReadDeadline(time.Unix(1, 0)) })
-	answer := make([]byte, 1)
-	_, err := io.ReadFull(s, answer)
-	switch {
-	case !stop():
-		err = ctx.Err()
-	case err == nil && answer[0] != confirmation:
-		err = fmt.Errorf("%w: its answer is %d", ErrNoStream, answer[0])
-	case errors.Is(err, io.EOF):
-		err = ErrNoStream
+// begunStream is a BegunStream over any transport.
+type begunStream struct {
+	Stream
+	taken bool // of the goroutine that reads
+}
+
+func (s *begunStream) Taken() error {
+	if s.taken {
+		return nil
 	}
+	answer := make([]byte, 1)
+	_, err := io.ReadFull(s.Stream, answer)
+	switch {
+	case errors.Is(err, io.EOF):
+		return ErrNoStream
+	case err == nil && answer[0] != confirmation:
+		return fmt.Errorf("%w: its answer is %d", ErrNoStream, answer[0])
+	}
+	s.taken = err == nil
 	return err
+}
+
+func (s *begunStream) Read(b []byte) (int, error) {
+	if err := s.Taken(); err != nil {
+		return 0, err
+	}
+	return s.Stream.Read(b)
+}
+
+// openStream begins a stream to that peer and waits until it is taken.
+func openStream(ctx context.Context, begin func(context.Context) (BegunStream, error), peer string) (Stream, error) {
+	s, err := begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = s.SetReadDeadline(time.Unix(1, 0)) })
+	err = s.Taken()
+	if !stop() {
+		err = ctx.Err()
+	}
+	if err != nil {
+		_ = s.Close()
+		return nil, fmt.Errorf("open a stream to %s: %w", peer, err)
+	}
+	return s.(*begunStream).Stream, nil
 }

@@ -46,7 +46,9 @@ func newReach(cfg config.Cloud, c *clients, self *identity.Identity, nodes func(
 		Client: c.own, AsNode: c.asNode, Address: address, DataDir: cfg.DataDir, Else: self.Serving, Log: log,
 	})}
 	r.tunnel, err = tunnel.New(tunnel.Options{
-		Open:    func(ctx context.Context, node string) (link.Stream, error) { return nodes().OpenStream(ctx, node) },
+		Begin: func(ctx context.Context, node string) (link.BegunStream, error) {
+			return nodes().BeginStream(ctx, node)
+		},
 		Holds:   func(node string) bool { return nodes().Holds(node) },
 		Address: address, Bind: bind, First: first, Last: last, Client: c.own, WaitSynced: cluster.WaitSynced, Serving: r.serving.Certificate, Log: log,
 		Access: access.New(access.Options{Client: c.own, AllowedFor: allowedFor, Log: log}),

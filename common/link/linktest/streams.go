@@ -25,6 +25,7 @@ func (c contract) streams(t *testing.T) {
 	run(t, "an end that closes ends the other's writing", c.streamClosed)
 	run(t, "deadlines pass and can be set anew", c.streamDeadlines)
 	run(t, "where nobody accepts they are refused", c.streamRefused)
+	run(t, "one that has begun says at once what it has to say", c.streamBegun)
 	run(t, "their number is bounded", c.streamsBounded)
 	run(t, "who waits for one to be taken may give up", c.streamGivenUp)
 	run(t, "they end with a connection that is closed", c.streamsOfClosed)
@@ -332,6 +333,38 @@ func (c contract) streamRefused(t *testing.T) {
 		}
 	}
 	exchangeLively(t, l, "still here")
+}
+
+func (c contract) streamBegun(t *testing.T) {
+	l := c.lively(t, quiet(), quiet())
+	refused, err := l.hub.BeginStream(patient(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := refused.Read(make([]byte, 1)); !errors.Is(err, link.ErrNoStream) {
+		t.Fatalf("a read where nobody accepts: %v, want ErrNoStream", err)
+	}
+	_ = refused.Close()
+	accepting(t, l.edge, echo)
+	open(t, l.hub)
+	waits, err := l.hub.BeginStream(patient(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := waits.Write([]byte("at once")); err != nil {
+		t.Fatal(err)
+	}
+	if err := waits.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := waits.Taken(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := io.ReadAll(waits); err != nil || string(got) != "at once" {
+		t.Fatalf("%q came back, %v", got, err)
+	}
 }
 
 func (c contract) streamsBounded(t *testing.T) {
