@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -99,24 +101,67 @@ func containerOf(p *corev1.Pod, name string) (container, error) {
 	return c, nil
 }
 
+// wanted is the container that the request's path names, and the pod that it is in.
+func (s *Server) wanted(r *http.Request) (rt Runtime, p *corev1.Pod, c container, err error) {
+	if p, err = s.pod(r); err != nil {
+		return nil, nil, c, err
+	}
+	if c, err = containerOf(p, r.PathValue("container")); err != nil {
+		return nil, nil, c, err
+	}
+	rt, err = s.runtime()
+	return rt, p, c, err
+}
+
 // running asks the runtime for the container that runs now: the status may be a moment
 // old.
 func (s *Server) running(r *http.Request) (rt Runtime, c container, id string, err error) {
-	p, err := s.pod(r)
+	rt, p, c, err := s.wanted(r)
 	if err != nil {
 		return nil, c, "", err
 	}
-	if c, err = containerOf(p, r.PathValue("container")); err != nil {
-		return nil, c, "", err
-	}
-	if rt, err = s.runtime(); err != nil {
-		return nil, c, "", err
-	}
-	id, err = rt.RunningContainer(r.Context(), string(p.UID), c.name)
+	id, err = runningNow(r, rt, p, c)
+	return rt, c, id, err
+}
+
+func runningNow(r *http.Request, rt Runtime, p *corev1.Pod, c container) (string, error) {
+	id, err := rt.RunningContainer(r.Context(), string(p.UID), c.name)
 	if errors.Is(err, runtime.ErrNotFound) {
 		err = fail(http.StatusBadRequest, "container %q in pod %q is not running%s", c.name, p.Name, c.state())
 	}
-	return rt, c, id, err
+	return id, err
+}
+
+// inside has the runtime make ready for something in a container that runs. It believes
+// the status first, which saves a question: the runtime refuses what does not run.
+func (s *Server) inside(r *http.Request, ready func(rt Runtime, c container, id string) (*url.URL, error)) (*url.URL, error) {
+	rt, p, c, err := s.wanted(r)
+	if err == nil {
+		err = upgrades(r)
+	}
+	if err != nil {
+		return nil, err
+	}
+	believed := ""
+	if c.status != nil && c.status.State.Running != nil {
+		_, believed, _ = strings.Cut(c.status.ContainerID, "://")
+	}
+	var refused error
+	if believed != "" {
+		target, err := ready(rt, c, believed)
+		if err == nil {
+			return target, nil
+		}
+		refused = err
+	}
+	id, err := runningNow(r, rt, p, c)
+	if err != nil {
+		return nil, err
+	}
+	if id == believed {
+		return nil, refused
+	}
+	return ready(rt, c, id)
 }
 
 // state is what is known of a container that does not run.

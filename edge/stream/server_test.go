@@ -2,8 +2,10 @@ package stream_test
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -27,6 +29,7 @@ type fake struct {
 	err     error    // of everything
 	hangs   bool     // nothing is answered about logs
 	running []string // names of containers that run
+	now     string   // the only container in which something can be run; empty: any
 	target  *url.URL // of exec, attach and port-forward
 	log     string
 	run     runtime.ExecResult
@@ -44,7 +47,7 @@ func (f *fake) List(context.Context) (map[string]*runtime.Pod, error) {
 func (f *fake) RunningContainer(_ context.Context, _, name string) (string, error) {
 	for _, r := range f.running {
 		if r == name {
-			return "id-" + name, f.err
+			return cmp.Or(f.now, "id-"+name), f.err
 		}
 	}
 	if f.err != nil {
@@ -66,7 +69,10 @@ func (f *fake) Log(ctx context.Context, _ string) (string, bool, error) {
 	return f.log, true, f.err
 }
 
-func (f *fake) ExecURL(context.Context, string, []string, runtime.Streams) (*url.URL, error) {
+func (f *fake) ExecURL(_ context.Context, id string, _ []string, _ runtime.Streams) (*url.URL, error) {
+	if f.now != "" && id != f.now {
+		return nil, fmt.Errorf("exec in container %s: it is in state CONTAINER_EXITED", id)
+	}
 	return f.target, f.err
 }
 
@@ -288,6 +294,23 @@ func TestStreamingServerThatIsAway(t *testing.T) {
 	must(t, l.Close())
 	if _, refused := a.dial(exec, "v4.channel.k8s.io"); !strings.HasPrefix(refused, "502 the container runtime's streaming server: ") {
 		t.Errorf("without a streaming server: %q", refused)
+	}
+}
+
+// TestExecWhereTheStatusIsOld: the container has been started anew since, or has ended.
+func TestExecWhereTheStatusIsOld(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	must(t, l.Close())
+	away := &url.URL{Scheme: "http", Host: l.Addr().String(), Path: "/exec/x"}
+	for says, f := range map[string]*fake{
+		"502 the container runtime's streaming server": {running: []string{"main"}, now: "id-again", target: away},
+		"400 container \"main\" in pod \"web\" is not": {now: "id-none", target: away},
+		"500 exec in container id-main":                {running: []string{"main"}, now: "id-main", target: away, err: errors.New("exec in container id-main: no space left on device")},
+	} {
+		if _, refused := newAPI(t, f, nil).dial("/exec/shop/web/main?output=1&command=true", "v4.channel.k8s.io"); !strings.HasPrefix(refused, says) {
+			t.Errorf("%q, want %q", refused, says)
+		}
 	}
 }
 

@@ -24,15 +24,9 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
 		answer(w, err)
 		return
 	}
-	rt, _, id, err := s.running(r)
-	if err == nil {
-		err = upgrades(r)
-	}
-	if err != nil {
-		answer(w, err)
-		return
-	}
-	target, err := rt.ExecURL(r.Context(), id, cmd, streams)
+	target, err := s.inside(r, func(rt Runtime, _ container, id string) (*url.URL, error) {
+		return rt.ExecURL(r.Context(), id, cmd, streams)
+	})
 	s.handOn(w, r, target, err)
 }
 
@@ -43,16 +37,10 @@ func (s *Server) attach(w http.ResponseWriter, r *http.Request) {
 		answer(w, err)
 		return
 	}
-	rt, c, id, err := s.running(r)
-	if err == nil {
-		err = upgrades(r)
-	}
-	if err != nil {
-		answer(w, err)
-		return
-	}
-	streams.TTY = c.tty // it is as it was made, whatever the client believes
-	target, err := rt.AttachURL(r.Context(), id, streams)
+	target, err := s.inside(r, func(rt Runtime, c container, id string) (*url.URL, error) {
+		streams.TTY = c.tty // it is as it was made, whatever the client believes
+		return rt.AttachURL(r.Context(), id, streams)
+	})
 	s.handOn(w, r, target, err)
 }
 
