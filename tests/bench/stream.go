@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -31,6 +32,9 @@ const (
 	copyBytes    = 200 << 20 // of the file that is copied
 	streamRounds = 3         // of reading and copying
 	streamPod    = "stream"
+
+	// afterwork is the rest before a call: a runtime is busy with a command for a while after its end.
+	afterwork = 100 * time.Millisecond
 
 	streamImageName = "example.test/holdfast/stream:1"
 )
@@ -282,10 +286,10 @@ func (c *counter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// byTurns calls do for each end, in an order that changes.
-func (s *streamBench) byTurns(round int, do func(*end) error) error {
-	for i := range s.ends {
-		if err := do(s.ends[(i+round)%len(s.ends)]); err != nil {
+// byTurns calls do for each end, in an order by chance: what one leaves behind is not always the same one's burden.
+func (s *streamBench) byTurns(do func(*end) error) error {
+	for _, i := range rand.Perm(len(s.ends)) {
+		if err := do(s.ends[i]); err != nil {
 			return err
 		}
 	}
@@ -297,7 +301,8 @@ func (s *streamBench) roundTrips(ctx context.Context) error {
 	for _, w := range ways {
 		took := map[*end][]time.Duration{}
 		for call := range execCalls + 5 {
-			err := s.byTurns(call, func(e *end) error {
+			err := s.byTurns(func(e *end) error {
+				time.Sleep(afterwork)
 				began := time.Now()
 				if err := s.exec(ctx, e, w, nil, io.Discard, "true"); err != nil {
 					return err

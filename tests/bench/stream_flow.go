@@ -39,8 +39,8 @@ func (s *streamBench) logs(ctx context.Context) error {
 	}
 	for _, w := range ways {
 		took := map[*end][]time.Duration{}
-		for round := range streamRounds {
-			err := s.byTurns(round, func(e *end) error {
+		for range streamRounds {
+			err := s.byTurns(func(e *end) error {
 				began := time.Now()
 				got, err := s.readLog(ctx, e, w)
 				if err == nil && got != size {
@@ -112,8 +112,8 @@ func (s *streamBench) copies(ctx context.Context) error {
 	}
 	for _, w := range ways {
 		in, out := map[*end][]time.Duration{}, map[*end][]time.Duration{}
-		for round := range streamRounds {
-			err := s.byTurns(round, func(e *end) error {
+		for range streamRounds {
+			err := s.byTurns(func(e *end) error {
 				began := time.Now()
 				if err := s.copyIn(ctx, e, w, archive); err != nil {
 					return err
@@ -176,8 +176,8 @@ const forwarded = 200 // connections at once
 func (s *streamBench) forwards(ctx context.Context) error {
 	for _, w := range ways {
 		took := map[*end][]time.Duration{}
-		for round := range streamRounds {
-			err := s.byTurns(round, func(e *end) error {
+		for range streamRounds {
+			err := s.byTurns(func(e *end) error {
 				d, err := s.forward(ctx, e, w)
 				took[e] = append(took[e], d)
 				return err

@@ -10,13 +10,12 @@ import (
 )
 
 func main() {
-	if err := run(); err != nil {
-		fmt.Fprintln(os.Stderr, "echo:", err)
-		os.Exit(1)
-	}
+	fmt.Fprintln(os.Stderr, "echo:", serve())
+	os.Exit(1)
 }
 
-func run() error {
+// serve returns when it cannot go on.
+func serve() error {
 	l, err := net.Listen("tcp", ":9000")
 	if err != nil {
 		return err
