@@ -72,15 +72,18 @@ func (s *settings) build() error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command("go", "build", "-trimpath", "-o", echoBinary(root), "./tests/bench/echo")
-	cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the echo that ports are forwarded to: %w: %s", err, out)
+	for _, name := range []string{"echo", "hop"} {
+		cmd := exec.Command("go", "build", "-trimpath", "-o", helper(root, name), "./tests/bench/"+name)
+		cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("build %s, which the figures of streams need: %w: %s", name, err, out)
+		}
 	}
 	return tool.Build(tool.Kubelet)
 }
 
-func echoBinary(root string) string { return filepath.Join(root, "_output", "tools", "echo") }
+// helper is a program that only the bench uses.
+func helper(root, name string) string { return filepath.Join(root, "_output", "tools", name) }
 
 func run(ctx context.Context, s settings) (err error) {
 	say("starting the cloud and one node")

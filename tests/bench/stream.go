@@ -53,7 +53,11 @@ type end struct {
 	podLogs string
 	edge    *world.Node // nil: the kubelet
 	direct  *rest.Config
+	hop     bool // the kubelet again, directly alone, with a proxy before it that does nothing else
 }
+
+// has says whether an end is reached that way.
+func (e *end) has(w way) bool { return w.direct || !e.hop }
 
 // way is how a client reaches a pod: through the apiserver, as kubectl does, or at the node's kubelet API, as
 // the apiserver does.
@@ -71,11 +75,15 @@ type streamRow struct {
 	aim    string
 }
 
-func (s *streamBench) add(figure, aim string, value func(*end) string) {
+func (s *streamBench) add(figure, aim string, w way, value func(*end) string) {
 	r := streamRow{figure: figure, aim: aim}
 	line := ""
 	for _, e := range s.ends {
-		r.values = append(r.values, value(e))
+		is := "-"
+		if e.has(w) {
+			is = value(e)
+		}
+		r.values = append(r.values, is)
 		line += "  " + e.name + " " + r.values[len(r.values)-1]
 	}
 	s.rows = append(s.rows, r)
@@ -118,6 +126,11 @@ func (b *bench) measureStreams(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	hop, err := k.behindAProxy(s.ends[0])
+	if err != nil {
+		return err
+	}
+	s.ends = append(s.ends, hop)
 	for _, part := range []struct {
 		name string
 		take func(context.Context) error
@@ -139,7 +152,7 @@ func streamImage() (*image.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	echo, err := os.ReadFile(echoBinary(root))
+	echo, err := os.ReadFile(helper(root, "echo"))
 	if err != nil {
 		return nil, err
 	}
@@ -287,8 +300,11 @@ func (c *counter) Write(b []byte) (int, error) {
 }
 
 // byTurns calls do for each end, in an order by chance: what one leaves behind is not always the same one's burden.
-func (s *streamBench) byTurns(do func(*end) error) error {
+func (s *streamBench) byTurns(w way, do func(*end) error) error {
 	for _, i := range rand.Perm(len(s.ends)) {
+		if !s.ends[i].has(w) {
+			continue
+		}
 		if err := do(s.ends[i]); err != nil {
 			return err
 		}
@@ -301,7 +317,7 @@ func (s *streamBench) roundTrips(ctx context.Context) error {
 	for _, w := range ways {
 		took := map[*end][]time.Duration{}
 		for call := range execCalls + 5 {
-			err := s.byTurns(func(e *end) error {
+			err := s.byTurns(w, func(e *end) error {
 				time.Sleep(afterwork)
 				began := time.Now()
 				if err := s.exec(ctx, e, w, nil, io.Discard, "true"); err != nil {
@@ -318,7 +334,7 @@ func (s *streamBench) roundTrips(ctx context.Context) error {
 		}
 		for _, share := range []float64{0.5, 0.99} {
 			of := func(e *end) time.Duration { return percentile(slices.Clone(took[e]), share) }
-			s.add(fmt.Sprintf("exec true, %s, p%.0f", w.name, share*100), "kubelet + 2 ms", func(e *end) string {
+			s.add(fmt.Sprintf("exec true, %s, p%.0f", w.name, share*100), "kubelet + 2 ms", w, func(e *end) string {
 				return s.beside(e, of(e), of(s.ends[0]))
 			})
 		}

@@ -40,7 +40,7 @@ func (s *streamBench) logs(ctx context.Context) error {
 	for _, w := range ways {
 		took := map[*end][]time.Duration{}
 		for range streamRounds {
-			err := s.byTurns(func(e *end) error {
+			err := s.byTurns(w, func(e *end) error {
 				began := time.Now()
 				got, err := s.readLog(ctx, e, w)
 				if err == nil && got != size {
@@ -53,7 +53,7 @@ func (s *streamBench) logs(ctx context.Context) error {
 				return err
 			}
 		}
-		s.add("logs of 100 MB, "+w.name, "70 %", func(e *end) string { return s.rate(e, size, took) })
+		s.add("logs of 100 MB, "+w.name, "70 %", w, func(e *end) string { return s.rate(e, size, took) })
 	}
 	return nil
 }
@@ -113,7 +113,7 @@ func (s *streamBench) copies(ctx context.Context) error {
 	for _, w := range ways {
 		in, out := map[*end][]time.Duration{}, map[*end][]time.Duration{}
 		for range streamRounds {
-			err := s.byTurns(func(e *end) error {
+			err := s.byTurns(w, func(e *end) error {
 				began := time.Now()
 				if err := s.copyIn(ctx, e, w, archive); err != nil {
 					return err
@@ -130,8 +130,8 @@ func (s *streamBench) copies(ctx context.Context) error {
 				return err
 			}
 		}
-		s.add("cp of 200 MB into a pod, "+w.name, "70 %", func(e *end) string { return s.rate(e, copyBytes, in) })
-		s.add("cp of 200 MB out of a pod, "+w.name, "70 %", func(e *end) string { return s.rate(e, copyBytes, out) })
+		s.add("cp of 200 MB into a pod, "+w.name, "70 %", w, func(e *end) string { return s.rate(e, copyBytes, in) })
+		s.add("cp of 200 MB out of a pod, "+w.name, "70 %", w, func(e *end) string { return s.rate(e, copyBytes, out) })
 	}
 	return nil
 }
@@ -177,7 +177,7 @@ func (s *streamBench) forwards(ctx context.Context) error {
 	for _, w := range ways {
 		took := map[*end][]time.Duration{}
 		for range streamRounds {
-			err := s.byTurns(func(e *end) error {
+			err := s.byTurns(w, func(e *end) error {
 				d, err := s.forward(ctx, e, w)
 				took[e] = append(took[e], d)
 				return err
@@ -186,7 +186,7 @@ func (s *streamBench) forwards(ctx context.Context) error {
 				return err
 			}
 		}
-		s.add(fmt.Sprintf("%d forwarded connections at once, %s", forwarded, w.name), "all answer", func(e *end) string {
+		s.add(fmt.Sprintf("%d forwarded connections at once, %s", forwarded, w.name), "all answer", w, func(e *end) string {
 			return s.beside(e, median(took[e]), median(took[s.ends[0]]))
 		})
 	}
@@ -274,6 +274,9 @@ func (s *streamBench) deliveries(ctx context.Context) error {
 		return err
 	}
 	for _, e := range s.ends { // what the copies out of the pods copy
+		if e.hop {
+			continue
+		}
 		if err := s.copyIn(ctx, e, ways[0], archive); err != nil {
 			return err
 		}
@@ -303,7 +306,7 @@ func (s *streamBench) deliveries(ctx context.Context) error {
 			if share == 0.99 && i > 1 {
 				aim = "50 ms"
 			}
-			s.add(fmt.Sprintf("a pod's change on its node, %s, p%.0f", state.name, share*100), aim, func(e *end) string {
+			s.add(fmt.Sprintf("a pod's change on its node, %s, p%.0f", state.name, share*100), aim, ways[0], func(e *end) string {
 				if e.edge == nil {
 					return "-"
 				}

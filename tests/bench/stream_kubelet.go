@@ -13,15 +13,18 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/rest"
 
 	"github.com/holdfast-edge/holdfast/tests/rig"
 	"github.com/holdfast-edge/holdfast/tests/tool"
@@ -31,6 +34,7 @@ import (
 const (
 	kubeletNode = "kubelet"
 	kubeletPort = 10450
+	hopPort     = 10451
 )
 
 // kubelet is a real one beside the apiserver, with a containerd like those of the edge nodes: what edgecore
@@ -40,6 +44,7 @@ type kubelet struct {
 	containerd *rig.Containerd
 	cmd        *exec.Cmd
 	log        *os.File
+	hop        *exec.Cmd
 }
 
 // startKubelet returns when its node is Ready.
@@ -84,6 +89,34 @@ func startKubelet(ctx context.Context, w *world.World) (_ *kubelet, err error) {
 		return k, fmt.Errorf("%w; it says:\n%s", err, k.said())
 	}
 	return k, nil
+}
+
+// behindAProxy starts a proxy before the kubelet, which shows who it is by the client's certificate.
+func (k *kubelet) behindAProxy(direct *end) (*end, error) {
+	root, err := world.Root()
+	if err != nil {
+		return nil, err
+	}
+	address, err := url.Parse(direct.direct.Host)
+	if err != nil {
+		return nil, err
+	}
+	listen := net.JoinHostPort(address.Hostname(), strconv.Itoa(hopPort))
+	client := filepath.Join(k.dir, "client")
+	for ending, text := range map[string][]byte{".crt": direct.direct.CertData, ".key": direct.direct.KeyData, ".ca": direct.direct.CAData} {
+		if err := os.WriteFile(client+ending, text, 0o600); err != nil {
+			return nil, err
+		}
+	}
+	hop := exec.Command(helper(root, "hop"), "-listen", listen, "-to", address.Host, "-serving", filepath.Join(k.dir, "serving"), "-client", client)
+	hop.Stderr = os.Stderr
+	if err := hop.Start(); err != nil {
+		return nil, err
+	}
+	k.hop = hop
+	e := &end{name: "kubelet + hop", node: direct.node, podLogs: direct.podLogs, direct: rest.CopyConfig(direct.direct), hop: true}
+	e.direct.Host = "https://" + listen
+	return e, nil
 }
 
 func (k *kubelet) podLogs() string { return filepath.Join(k.dir, "pod-logs") }
@@ -137,6 +170,10 @@ func (k *kubelet) stop(w *world.World) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	var errs []error
+	if k.hop != nil {
+		errs = append(errs, k.hop.Process.Kill())
+		_ = k.hop.Wait() // it was killed
+	}
 	if k.cmd != nil {
 		if err := k.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 			errs = append(errs, err)
