@@ -225,6 +225,9 @@ func (s *streamBench) prepare(ctx context.Context, e *end) error {
 
 func (b *bench) clearStreams(ctx context.Context, s *streamBench) error {
 	for _, e := range s.ends {
+		if e.hop {
+			continue // the kubelet's
+		}
 		for _, name := range []string{streamPod, "talker"} {
 			if err := b.world.Client().CoreV1().Pods("default").Delete(ctx, name+"-"+e.node, metav1.DeleteOptions{}); err != nil {
 				return err
