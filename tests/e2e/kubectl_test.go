@@ -237,7 +237,7 @@ func TestKubectlCopies(t *testing.T) {
 			w.Errorf("the file in the pod has checksum %s, want %s", got, sum)
 		}
 		began = time.Now()
-		w.Do("cp", pod+":/data/file", back)
+		w.Do("cp", "--retries", "10", pod+":/data/file", back) // the same may happen to it, and kubectl has a flag for that
 		out := time.Since(began)
 		if got := fmt.Sprintf("%x", sha256.Sum256([]byte(scene.ReadFile(w.T, back)))); got != sum {
 			w.Errorf("the file that came back has checksum %s, want %s", got, sum)
