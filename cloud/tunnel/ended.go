@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -35,11 +36,10 @@ func (t *Tunnel) sayWhyItEnds(r *http.Response) {
 		if !ok {
 			return
 		}
-		node := handedOver{ReadWriteCloser: conn}
 		if strings.EqualFold(r.Header.Get("Upgrade"), "SPDY/3.1") && r.Header.Get("X-Stream-Protocol-Version") == "v4.channel.k8s.io" {
-			r.Body = &command{node, why}
+			r.Body = newCommand(conn, why)
 		} else {
-			r.Body = &node
+			r.Body = &handedOver{ReadWriteCloser: conn}
 		}
 	}
 }
@@ -119,20 +119,31 @@ func closeWrite(conn any) error {
 }
 
 // command is the node's side of exec and attach. Clients take a connection's end for the
-// command's, and for success, so this says in the error stream where the node has not said
-// how it ended.
+// command's, and for success. So this says in the error stream where the node has not said
+// how it ended, and it does not end before the client does: an apiserver that proxies to a
+// slow client closes as soon as this side ends, and when a keep-alive of the client's comes
+// after that, the kernel throws away what the client has not read yet.
 type command struct {
 	handedOver
-	why func(error) string
+	why    func(error) string
+	opened atomic.Uint32 // streams of the client
+	left   chan struct{} // closed when the client says no more
 }
 
 const (
-	// errorStream is the first stream that a client of v4.channel.k8s.io opens.
+	// errorStream is the first stream that a client of v4.channel.k8s.io opens. A client's
+	// streams have odd numbers, in order.
 	errorStream = 1
-	frameFin    = 1
+	// maxOpened bounds the streams that are ended one by one: that protocol has five.
+	maxOpened = 64
+	frameFin  = 1
 )
 
-// WriteTo copies what the node says, and the last words.
+func newCommand(node io.ReadWriteCloser, why func(error) string) *command {
+	return &command{handedOver: handedOver{ReadWriteCloser: node}, why: why, left: make(chan struct{})}
+}
+
+// WriteTo copies what the node says, and the last words, and waits for the client.
 func (c *command) WriteTo(w io.Writer) (written int64, err error) {
 	told := false // how the command ended
 	written, split, readError, err := copyFrames(w, c.ReadWriteCloser, func(f *spdy.Frames) {
@@ -142,18 +153,42 @@ func (c *command) WriteTo(w io.Writer) (written int64, err error) {
 	switch {
 	case err != nil:
 		return written, err
-	case told || split && errors.Is(readError, io.EOF):
+	case split && errors.Is(readError, io.EOF):
 		return written, nil
 	case split: // in the middle of a large frame nothing can be said
 		return written, readError
 	}
-	n, err := w.Write(lastFrame(c.why(readError)))
-	return written + int64(n), err
+	var last []byte
+	if !told {
+		last = lastFrame(c.why(readError))
+	}
+	// That all streams have ended is how a client knows that it may leave.
+	for i := range min(c.opened.Load(), maxOpened) {
+		last = dataFrame(last, 2*i+1, nil)
+	}
+	n, err := w.Write(last)
+	written += int64(n)
+	if err != nil {
+		return written, err
+	}
+	_ = c.Close() // the node's stream is free for another: it has nothing more to say
+	timer := time.NewTimer(lingerFor)
+	defer timer.Stop()
+	select {
+	case <-c.left:
+	case <-timer.C:
+	}
+	return written, nil
 }
 
 // ReadFrom copies what the client says.
 func (c *command) ReadFrom(r io.Reader) (int64, error) {
-	written, _, readError, err := copyFrames(&c.handedOver, r, func(*spdy.Frames) {})
+	defer close(c.left)
+	written, _, readError, err := copyFrames(&c.handedOver, r, func(f *spdy.Frames) {
+		if f.Opens() {
+			c.opened.Add(1)
+		}
+	})
 	if err == nil && !errors.Is(readError, io.EOF) {
 		err = readError
 	}
@@ -230,7 +265,12 @@ func lastFrame(message string) []byte {
 	if err != nil { // text always encodes
 		return nil
 	}
-	frame := binary.BigEndian.AppendUint32(nil, errorStream)
-	frame = binary.BigEndian.AppendUint32(frame, frameFin<<24|uint32(len(status)))
-	return append(frame, status...)
+	return dataFrame(nil, errorStream, status)
+}
+
+// dataFrame appends a data frame that ends a stream.
+func dataFrame(to []byte, stream uint32, data []byte) []byte {
+	to = binary.BigEndian.AppendUint32(to, stream)
+	to = binary.BigEndian.AppendUint32(to, frameFin<<24|uint32(len(data)))
+	return append(to, data...)
 }

@@ -14,6 +14,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -346,13 +347,60 @@ func TestACommandEndsWithTheReason(t *testing.T) {
 				if !told {
 					want += string(lastFrame(why))
 				}
-				c := &command{handedOver{ReadWriteCloser: &pieces{[]byte(all[:cut]), size, end}}, func(error) string { return why }}
+				c := newCommand(&pieces{[]byte(all[:cut]), size, end}, func(error) string { return why })
+				close(c.left)
 				var got strings.Builder
 				if _, err := io.Copy(&got, c); got.String() != want || err != nil {
 					t.Fatalf("pieces of %d, %v after %d: %q, %v, want %q", size, end, cut, got.String(), err, want)
 				}
 			}
 		}
+	}
+}
+
+// TestACommandEndsAfterItsClient: its streams end with the node's last word, and the
+// connection when the client leaves, or has not in a long while.
+func TestACommandEndsAfterItsClient(t *testing.T) {
+	status := string(lastFrame("exit 3"))
+	opens := "\x80\x03\x00\x01\x00\x00\x00\x04" // as far as is looked at
+	for _, leaves := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			c := newCommand(&pieces{[]byte(status), 7, io.EOF}, func(error) string { return "" })
+			client, hub := net.Pipe()
+			gone := make(chan error, 2)
+			go func() {
+				_, err := io.Copy(c, hub)
+				gone <- err
+			}()
+			if _, err := io.WriteString(client, opens+"1234"+opens+"1234"+"\x00\x00\x00\x03\x00\x00\x00\x02in"); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			var got strings.Builder
+			ended := make(chan error, 1)
+			go func() {
+				_, err := io.Copy(&got, c)
+				ended <- err
+			}()
+			synctest.Wait()
+			if want := status + "\x00\x00\x00\x01\x01\x00\x00\x00\x00\x00\x00\x03\x01\x00\x00\x00"; got.String() != want {
+				t.Errorf("it ends with %q, want %q", got.String(), want)
+			}
+			began := time.Now()
+			if leaves {
+				client.Close()
+			}
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+			if took := time.Since(began); leaves && took > 0 || !leaves && took != lingerFor {
+				t.Errorf("the client leaves: %v; the end after %s", leaves, took)
+			}
+			client.Close()
+			if err := <-gone; err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 
@@ -364,7 +412,9 @@ func TestALargeFrameIsNotKept(t *testing.T) {
 		said bool
 	}{{len(large), true}, {len(large) - 1, false}, {frameBuffer + 1, false}, {frameBuffer - 1, true}} {
 		var got bytes.Buffer
-		_, err := io.Copy(&got, &command{handedOver{ReadWriteCloser: &pieces{large[:c.cut], 1 << 15, link.ErrSilent}}, func(error) string { return "why" }})
+		node := newCommand(&pieces{large[:c.cut], 1 << 15, link.ErrSilent}, func(error) string { return "why" })
+		close(node.left)
+		_, err := io.Copy(&got, node)
 		if said := bytes.HasSuffix(got.Bytes(), lastFrame("why")); said != c.said || said != (err == nil) {
 			t.Errorf("cut after %d of %d: %d bytes, reason %v, %v", c.cut, len(large), got.Len(), said, err)
 		}

@@ -42,6 +42,9 @@ func (f *Frames) Data() (stream uint32, size int, ok bool) {
 	return stream, int(binary.BigEndian.Uint32(f.header[4:]) & 0xffffff), f.got == 0 && stream&(1<<31) == 0
 }
 
+// Opens says of the frame that was followed last that it opens a stream (SYN_STREAM).
+func (f *Frames) Opens() bool { return f.got == 0 && string(f.header[:4]) == "\x80\x03\x00\x01" }
+
 // Next follows b to the end of the frame that it begins in, or to its own end, and says
 // how many bytes that are: at least one unless b is empty.
 func (f *Frames) Next(b []byte) int {

@@ -71,7 +71,7 @@ func TestKubectlPortForward(t *testing.T) {
 					"mkdir /www; cd /www; echo here > index.html; dd if=/dev/urandom of=big bs=64k count=16 2>/dev/null; touch /ready; httpd -f -p %d", port))
 				p.Spec.Containers[0].ReadinessProbe = listening(port)
 			})
-			address, _ := w.forward(pod, port)
+			address, call := w.forward(pod, port)
 			if page, err := fetch(address, "/"); err != nil || string(page) != "here\n" {
 				w.Errorf("%s: %q, %v", name, page, err)
 			}
@@ -86,6 +86,9 @@ func TestKubectlPortForward(t *testing.T) {
 				})
 			}
 			crowd.Wait()
+			if w.Failed() {
+				w.Logf("kubectl port-forward said %q", call.Err.String())
+			}
 		}
 	})
 }
