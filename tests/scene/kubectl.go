@@ -34,7 +34,7 @@ const (
 // world.Main(m, tool.Ready(tool.Kubectl)).
 type Kubectl struct {
 	*Scene
-	protocol Protocol
+	Protocol Protocol
 }
 
 // By is a kubectl that streams by a protocol.
@@ -53,7 +53,7 @@ func (k *Kubectl) Command(args ...string) *exec.Cmd {
 	k.Must(err)
 	cmd := exec.CommandContext(k.Ctx, path, append([]string{"--kubeconfig", k.World.Kubeconfig(), "--namespace", k.NS}, args...)...)
 	cmd.Env = append(os.Environ(), "HOME="+k.World.Dir, "TERM=dumb") // where it caches what the apiserver offers
-	if k.protocol == SPDY {
+	if k.Protocol == SPDY {
 		cmd.Env = append(cmd.Env, "KUBECTL_REMOTE_COMMAND_WEBSOCKETS=false", "KUBECTL_PORT_FORWARD_WEBSOCKETS=false")
 	}
 	cmd.WaitDelay = 5 * time.Second
@@ -65,7 +65,7 @@ func (k *Kubectl) Do(args ...string) string {
 	k.Helper()
 	out, failed, code := k.Run(nil, args...)
 	if code != 0 {
-		k.Fatalf("kubectl %s (%s): exit code %d: %s%s", strings.Join(args, " "), k.protocol, code, failed, tailOf(out))
+		k.Fatalf("kubectl %s (%s): exit code %d: %s%s", strings.Join(args, " "), k.Protocol, code, failed, tailOf(out))
 	}
 	return out
 }
@@ -82,7 +82,7 @@ func (k *Kubectl) Run(stdin io.Reader, args ...string) (stdout, stderr string, c
 func (k *Kubectl) Call(stdin io.Reader, args ...string) *Call {
 	k.Helper()
 	cmd := k.Command(args...)
-	c := &Call{s: k.Scene, what: fmt.Sprintf("kubectl %s (%s)", strings.Join(args, " "), k.protocol), cmd: cmd, done: make(chan struct{})}
+	c := &Call{s: k.Scene, what: fmt.Sprintf("kubectl %s (%s)", strings.Join(args, " "), k.Protocol), cmd: cmd, done: make(chan struct{})}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &c.Out, &c.Err
 	c.begin()
 	return c
@@ -187,7 +187,7 @@ func (c *Call) says(what string, is func() bool) {
 // Terminal runs kubectl on a terminal of its own.
 func (k *Kubectl) Terminal(rows, columns uint16, args ...string) *Call {
 	k.Helper()
-	return k.OnTerminal(fmt.Sprintf("kubectl %s (%s, on a terminal)", strings.Join(args, " "), k.protocol), k.Command(args...), rows, columns)
+	return k.OnTerminal(fmt.Sprintf("kubectl %s (%s, on a terminal)", strings.Join(args, " "), k.Protocol), k.Command(args...), rows, columns)
 }
 
 // OnTerminal runs a command on a terminal of its own.
