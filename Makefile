@@ -7,7 +7,7 @@ OUTPUT := _output
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unreleased)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 # edgecore holds SQLite, which is C. Linked statically it runs on any distribution.
-EDGE_TAGS := netgo,osusergo,sqlite_omit_load_extension
+EDGE_TAGS := netgo,osusergo,sqlite_omit_load_extension,grpcnotrace
 EDGE_LDFLAGS := $(LDFLAGS) -linkmode external -extldflags "-static"
 # The version is stamped above: what git thinks of the checkout must not make a
 # build fail, nor a binary anew while tests run it.

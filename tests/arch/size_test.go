@@ -126,6 +126,21 @@ func TestNoSurprises(t *testing.T) {
 	})
 }
 
+// maxEdgecore is the ceiling of edgecore's binary in bytes.
+const maxEdgecore = 30e6
+
+// TestEdgecoreStaysSmall: a node downloads it over a metered line and reads it from an SD card.
+func TestEdgecoreStaysSmall(t *testing.T) {
+	info, err := os.Stat(filepath.Join(root(t), "_output/edgecore"))
+	if err != nil {
+		t.Fatalf("%v: run `make build` first, as `make test` does", err)
+	}
+	if info.Size() > maxEdgecore {
+		t.Errorf("edgecore has %d bytes, %.0f are the ceiling. Look first for what calls methods by names that the linker cannot know, "+
+			"for then it keeps every method of every type (some 5 MB): link with -ldflags=-dumpdep and look for ReflectMethod", info.Size(), maxEdgecore)
+	}
+}
+
 func TestEveryProgramIsAFrontDoor(t *testing.T) {
 	for _, name := range []string{"cloud/cmd/cloudcore", "edge/cmd/edgecore", "common/cmd/holdfast"} {
 		if info, err := os.Stat(filepath.Join(root(t), name)); err != nil || !info.IsDir() {
