@@ -6,8 +6,10 @@ SHELL := /bin/bash
 OUTPUT := _output
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unreleased)
 LDFLAGS := -s -w -X main.version=$(VERSION)
+# With grpc's tracing comes a library by which the linker has to keep all that nobody calls.
+TAGS := grpcnotrace
 # edgecore holds SQLite, which is C. Linked statically it runs on any distribution.
-EDGE_TAGS := netgo,osusergo,sqlite_omit_load_extension,grpcnotrace
+EDGE_TAGS := $(TAGS),netgo,osusergo,sqlite_omit_load_extension
 EDGE_LDFLAGS := $(LDFLAGS) -linkmode external -extldflags "-static"
 # The version is stamped above: what git thinks of the checkout must not make a
 # build fail, nor a binary anew while tests run it.
@@ -26,7 +28,7 @@ packages: ## install what building and testing need from Debian's packages (as r
 
 build: ## build edgecore, cloudcore, holdfast, modbusmapper and controlplane into _output
 	CGO_ENABLED=1 go build $(REPEATABLE) -tags $(EDGE_TAGS) -ldflags '$(EDGE_LDFLAGS)' -o $(OUTPUT)/edgecore ./edge/cmd/edgecore
-	CGO_ENABLED=0 go build $(REPEATABLE) -ldflags '$(LDFLAGS)' -o $(OUTPUT)/ ./cloud/cmd/cloudcore ./common/cmd/holdfast ./edge/cmd/modbusmapper
+	CGO_ENABLED=0 go build $(REPEATABLE) -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(OUTPUT)/ ./cloud/cmd/cloudcore ./common/cmd/holdfast ./edge/cmd/modbusmapper
 	$(MAKE) --no-print-directory -C build/controlplane build VERSION=$(VERSION)
 	@# By content, and in one step: tests may be running the binary that is there.
 	@cmp -s build/controlplane/_output/controlplane $(OUTPUT)/controlplane || { \
@@ -39,7 +41,7 @@ cross: ## build edgecore, holdfast and modbusmapper for arm64 and armv7 into _ou
 # for_edge ARCH,ARM VERSION,C COMPILER PREFIX
 define for_edge
 	GOOS=linux GOARCH=$(1) GOARM=$(2) CGO_ENABLED=1 CC=$(3)-gcc go build $(REPEATABLE) -tags $(EDGE_TAGS) -ldflags '$(EDGE_LDFLAGS)' -o $(OUTPUT)/linux-$(1)$(addprefix v,$(2))/edgecore ./edge/cmd/edgecore
-	GOOS=linux GOARCH=$(1) GOARM=$(2) CGO_ENABLED=0 go build $(REPEATABLE) -ldflags '$(LDFLAGS)' -o $(OUTPUT)/linux-$(1)$(addprefix v,$(2))/ ./common/cmd/holdfast ./edge/cmd/modbusmapper
+	GOOS=linux GOARCH=$(1) GOARM=$(2) CGO_ENABLED=0 go build $(REPEATABLE) -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $(OUTPUT)/linux-$(1)$(addprefix v,$(2))/ ./common/cmd/holdfast ./edge/cmd/modbusmapper
 endef
 
 test: packages build ## run every test (as root)

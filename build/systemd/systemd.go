@@ -7,7 +7,6 @@ import (
 	"embed"
 	"fmt"
 	"strings"
-	"text/template"
 )
 
 // Names of the units when nothing else distinguishes several of them.
@@ -23,7 +22,7 @@ var files embed.FS
 // Unit is the text of the unit called name (one of the constants) with the
 // command line in it. Arguments are quoted as systemd reads them.
 func Unit(name string, command ...string) (string, error) {
-	t, err := template.ParseFS(files, name)
+	text, err := files.ReadFile(name)
 	if err != nil {
 		return "", fmt.Errorf("unit %s: %w", name, err)
 	}
@@ -31,11 +30,7 @@ func Unit(name string, command ...string) (string, error) {
 	for i, word := range command {
 		quoted[i] = quote(word)
 	}
-	var b strings.Builder
-	if err := t.Execute(&b, map[string]string{"Command": strings.Join(quoted, " ")}); err != nil {
-		return "", fmt.Errorf("unit %s: %w", name, err)
-	}
-	return b.String(), nil
+	return strings.ReplaceAll(string(text), "{{command}}", strings.Join(quoted, " ")), nil
 }
 
 // quote protects what systemd would expand in a command line.

@@ -25,9 +25,10 @@ On a server:      holdfast init
 On an edge node:  holdfast join HOST:PORT --token T --ca-hash sha256:H   (init prints it)`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Version:       version,
 	}
-	root.SetVersionTemplate("holdfast {{.Version}}\n")
+	// Not cobra's own: with a template of it the linker would keep all that nobody calls.
+	showVersion := root.Flags().Bool("version", false, "print the version")
+	printVersion := func() { fmt.Fprintf(app.Out, "holdfast %s\n", version) }
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return wrong(fmt.Errorf("%w; see `%s --help`", err, c.CommandPath()))
@@ -37,7 +38,7 @@ On an edge node:  holdfast join HOST:PORT --token T --ca-hash sha256:H   (init p
 	root.PersistentFlags().Lookup("root").Hidden = true
 	root.AddCommand(initCommand(app), tokenCommand(app), nodeCommand(app), fleetCommand(app), joinCommand(app), resetCommand(app, stdin), statusCommand(app), psCommand(app), logsCommand(app), execCommand(app, stdin), devicesCommand(app), doctorCommand(app), drillCommand(app), convertCommand(app, stdin), &cobra.Command{
 		Use: "version", Short: "Print the version", Args: noArguments,
-		Run: func(*cobra.Command, []string) { fmt.Fprintf(app.Out, "holdfast %s\n", version) },
+		Run: func(*cobra.Command, []string) { printVersion() },
 	})
 	// Without a command, or with one that there is not.
 	root.Args = func(_ *cobra.Command, args []string) error {
@@ -46,7 +47,13 @@ On an edge node:  holdfast join HOST:PORT --token T --ca-hash sha256:H   (init p
 		}
 		return nil
 	}
-	root.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+	root.RunE = func(c *cobra.Command, _ []string) error {
+		if *showVersion {
+			printVersion()
+			return nil
+		}
+		return c.Help()
+	}
 	return root
 }
 
