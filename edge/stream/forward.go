@@ -39,7 +39,9 @@ const (
 	maxForwards = 512           // connections at one time; more are refused
 	forwardIdle = 4 * time.Hour // without a byte of any of them
 	pairWithin  = 30 * time.Second
-	forwardDial = 10 * time.Second
+	// forwardDial is as long as the kernel goes on trying: while a program has more new
+	// connections than its queue holds, it throws attempts away.
+	forwardDial = 2 * time.Minute
 	// lastWords is how long a client may go on sending to one who has closed.
 	lastWords = time.Second
 	// breath is how long a write to a pod waits before it is looked at again. What a
@@ -248,10 +250,16 @@ func (f *forwarder) connect(data *spdystream.Stream) error {
 			}
 		})
 	})
-	if err := transfer(unbroken{data}, conn, &f.s.buffers); err != nil {
-		if errors.Is(err, errBrokenOff) || errors.Is(err, net.ErrClosed) {
-			return nil
-		}
+	err = transfer(unbroken{data}, conn, &f.s.buffers)
+	switch {
+	case errors.Is(err, errBrokenOff) || errors.Is(err, net.ErrClosed):
+		return nil
+	case errors.Is(err, unix.ECONNRESET):
+		// Programs do that. It is this connection's end and no other's, and kubectl ends
+		// all of them when it is told of an error.
+		_ = data.Reset()
+		return nil
+	case err != nil:
 		return err
 	}
 	if err := data.Close(); err != nil {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/moby/spdystream"
+	"golang.org/x/sys/unix"
 )
 
 // forwarding is a client that forwards ports as kubectl does.
@@ -240,6 +241,80 @@ func TestSlowPodGetsAllOfAClientThatHasGone(t *testing.T) {
 	time.Sleep(3 * time.Second) // the pod has other things to do
 	if n, err := io.Copy(io.Discard, conn); n != sent || err != nil {
 		t.Errorf("the pod got %d bytes of %d: %v", n, sent, err)
+	}
+}
+
+// TestPodThatTakesNewConnectionsLate: while its queue is full the kernel throws attempts
+// away and makes another after 1, 3, 7, 15, 31 s. An error on one connection makes kubectl
+// end them all.
+func TestPodThatTakesNewConnectionsLate(t *testing.T) {
+	t.Parallel()
+	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	must(t, err)
+	file := os.NewFile(uintptr(socket), "pod")
+	defer file.Close()
+	must(t, unix.Bind(socket, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
+	must(t, unix.Listen(socket, 0)) // one may wait
+	pod, err := net.FileListener(file)
+	must(t, err)
+	defer pod.Close()
+	waits, err := net.Dial("tcp", pod.Addr().String())
+	must(t, err)
+	defer waits.Close()
+
+	a := newAPI(t, &fake{running: []string{"sandbox"}}, nil)
+	f, refused := a.forwardBy("/portForward/shop/web", "portforward.k8s.io")
+	if refused != "" {
+		t.Fatal(refused)
+	}
+	data, problems := f.open(pod.Addr().(*net.TCPAddr).Port)
+	time.Sleep(11 * time.Second) // past the attempts of the first 7 s
+	must(t, pod.(*net.TCPListener).SetDeadline(time.Now().Add(patience)))
+	for range 2 {
+		conn, err := pod.Accept()
+		must(t, err)
+		_, err = conn.Write([]byte("late"))
+		must(t, errors.Join(err, conn.Close()))
+	}
+	answer, err := io.ReadAll(data)
+	said, _ := io.ReadAll(problems)
+	if err != nil || string(answer) != "late" || len(said) > 0 {
+		t.Errorf("%q, %v; of problems is said %q", answer, err, said)
+	}
+}
+
+// TestPodThatResetsAConnection: the others go on, so kubectl must not hear of an error.
+func TestPodThatResetsAConnection(t *testing.T) {
+	pod, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer pod.Close()
+	a := newAPI(t, &fake{running: []string{"sandbox"}}, nil)
+	f, refused := a.forwardBy("/portForward/shop/web", "portforward.k8s.io")
+	if refused != "" {
+		t.Fatal(refused)
+	}
+	open := func() (data, problems *spdystream.Stream, conn *net.TCPConn) {
+		t.Helper()
+		data, problems = f.open(pod.Addr().(*net.TCPAddr).Port)
+		c, err := pod.Accept()
+		must(t, err)
+		return data, problems, c.(*net.TCPConn)
+	}
+	other, _, otherEnd := open()
+	defer otherEnd.Close()
+	data, problems, conn := open()
+	must(t, errors.Join(conn.SetLinger(0), conn.Close()))
+	if rest, err := io.ReadAll(data); err != nil || len(rest) > 0 {
+		t.Errorf("of the reset connection comes %q, %v", rest, err)
+	}
+	if said, err := io.ReadAll(problems); err != nil || len(said) > 0 {
+		t.Errorf("of problems is said %q, %v", said, err)
+	}
+	_, err = otherEnd.Write([]byte("still here"))
+	must(t, err)
+	got := make([]byte, len("still here"))
+	if _, err := io.ReadFull(other, got); err != nil || string(got) != "still here" {
+		t.Errorf("of the other comes %q, %v", got, err)
 	}
 }
 

@@ -58,7 +58,9 @@ func (s *Server) proxy(w http.ResponseWriter, r *http.Request, target *url.URL) 
 // ask makes the request to the streaming server, as the client made it but for its
 // address, and reads the head of the answer.
 func (s *Server) ask(r *http.Request, target *url.URL) (backend bufferedConn, response *http.Response, err error) {
-	c, err := s.o.Dial(r.Context(), "tcp", target.Host)
+	ctx, cancel := context.WithTimeout(r.Context(), dialTimeout)
+	defer cancel()
+	c, err := s.o.Dial(ctx, "tcp", target.Host)
 	if err != nil {
 		return backend, nil, err
 	}

@@ -58,7 +58,8 @@ type Options struct {
 	NodeLog *Ring
 	// Journalctl is the command that reads the journal; empty: there is none.
 	Journalctl string
-	// Dial connects to the runtime's streaming server; nil: from this process.
+	// Dial connects to the runtime's streaming server and to ports of the node's own
+	// network; nil: from this process.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	Log  *slog.Logger
 }
@@ -84,7 +85,7 @@ func New(o Options) *Server {
 		o.LogsDir = "/var/log"
 	}
 	if o.Dial == nil {
-		o.Dial = (&net.Dialer{Timeout: dialTimeout}).DialContext
+		o.Dial = new(net.Dialer).DialContext
 	}
 	s := &Server{o: o, log: o.Log, requests: make(chan struct{}, maxRequests), journalTimeout: journalTimeout}
 	s.buffers.New = func() any { return new([largeBuffer]byte) }
