@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -281,15 +282,22 @@ func (s *streamBench) deliveries(ctx context.Context) error {
 			return err
 		}
 	}
+	in := func(ctx context.Context, e *end) error { return s.copyIn(ctx, e, ways[0], archive) }
+	out := func(ctx context.Context, e *end) error { return s.copyOut(ctx, e, ways[0]) }
 	busy := []struct {
-		name string
-		copy func(context.Context, *end) error
+		name     string
+		copy     func(context.Context, *end) error
+		megabits int // of the line; 0: the copy takes all of the machine's processors, and no line is so fast
 	}{
-		{"at rest", nil},
+		{"at rest", nil, 0},
 		// What the copy costs the machine that all share, without the line.
-		{"with a cp into the kubelet's pod", func(ctx context.Context, _ *end) error { return s.copyIn(ctx, s.ends[0], ways[0], archive) }},
-		{"with a cp out of a pod", func(ctx context.Context, e *end) error { return s.copyOut(ctx, e, ways[0]) }},
-		{"with a cp into a pod", func(ctx context.Context, e *end) error { return s.copyIn(ctx, e, ways[0], archive) }},
+		{"with a cp into the kubelet's pod", func(ctx context.Context, _ *end) error { return s.copyIn(ctx, s.ends[0], ways[0], archive) }, 0},
+		{"with a cp out of a pod", out, 0},
+		{"at rest, line of 100 Mbit/s", nil, 100},
+		{"with a cp out of a pod, line of 100 Mbit/s", out, 100},
+		// Last: one that is broken off leaves half a file.
+		{"with a cp into a pod", in, 0},
+		{"with a cp into a pod, line of 100 Mbit/s", in, 100},
 	}
 	for i, state := range busy {
 		took := map[*end][]time.Duration{}
@@ -297,13 +305,22 @@ func (s *streamBench) deliveries(ctx context.Context) error {
 			if e.edge == nil {
 				continue // a kubelet looks at such volumes once a minute
 			}
-			if took[e], err = s.deliver(ctx, e, state.copy, i*deliveriesEach); err != nil {
+			if state.megabits > 0 {
+				err = e.edge.Netns.Shape(state.megabits)
+			}
+			if err == nil {
+				took[e], err = s.deliver(ctx, e, state.copy, i*deliveriesEach)
+			}
+			if state.megabits > 0 {
+				err = errors.Join(err, e.edge.Netns.Shape(0))
+			}
+			if err != nil {
 				return err
 			}
 		}
 		for _, share := range []float64{0.5, 0.99} {
 			aim := ""
-			if share == 0.99 && i > 1 {
+			if share == 0.99 && state.copy != nil && i > 1 {
 				aim = "50 ms"
 			}
 			s.add(fmt.Sprintf("a pod's change on its node, %s, p%.0f", state.name, share*100), aim, ways[0], func(e *end) string {

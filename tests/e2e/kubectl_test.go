@@ -171,6 +171,21 @@ func TestKubectlExecIsReadSlowly(t *testing.T) {
 	})
 }
 
+// saysSize asks a shell that was asked once for its terminal's size until that is as wanted. A
+// busy one is not asked again before it has answered: all that would pile up.
+func saysSize(s *scene.Scene, shell *scene.Call, want string) {
+	s.Helper()
+	asked := 1
+	s.Until("the program inside sees the terminal's new size", func(context.Context) (bool, error) {
+		out := shell.Out.String()
+		if strings.Count(out, "# ") > asked {
+			shell.Type("stty size\n")
+			asked++
+		}
+		return strings.Contains(out, want), nil
+	})
+}
+
 func TestKubectlExecOnATerminal(t *testing.T) {
 	everyWay(t, func(w way) {
 		pod := w.pod("tty", nil)
@@ -179,15 +194,7 @@ func TestKubectlExecOnATerminal(t *testing.T) {
 		call.Type("stty size\n")
 		call.Says("24 80")
 		call.Resize(50, 132)
-		asked := 1
-		w.Until("the program inside sees the terminal's new size", func(context.Context) (bool, error) {
-			out := call.Out.String()
-			if strings.Count(out, "# ") > asked { // it has answered: what it is asked beyond that would pile up
-				call.Type("stty size\n")
-				asked++
-			}
-			return strings.Contains(out, "50 132"), nil
-		})
+		saysSize(w.Scene, call, "50 132")
 		call.Type("exit 5\n")
 		if code := call.Wait(scene.Patience); code != 5 {
 			w.Errorf("exit code %d, want the shell's 5", code)

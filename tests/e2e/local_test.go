@@ -136,10 +136,7 @@ func execs(s *scene.Scene, n *world.Node, at func(...string) []string) {
 	shell.Type("stty size\n")
 	shell.Says("24 80")
 	shell.Resize(50, 132)
-	s.Until("the program inside sees the terminal's new size", func(context.Context) (bool, error) {
-		shell.Type("stty size\n")
-		return strings.Contains(shell.Out.String(), "50 132"), nil
-	})
+	saysSize(s, shell, "50 132")
 	shell.Type("exit 5\n")
 	if code := shell.Wait(scene.Patience); code != 5 {
 		s.Errorf("exit code %d, want the shell's 5", code)

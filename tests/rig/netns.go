@@ -192,6 +192,22 @@ func (n *Netns) Cut() error { return run("ip", "link", "set", n.link, "down") }
 // Mend gives the line back.
 func (n *Netns) Mend() error { return run("ip", "link", "set", n.link, "up") }
 
+// Shape lets megabits a second through, each way, with a queue of 20 ms as a good router has; 0: as many as
+// the machine can.
+func (n *Netns) Shape(megabits int) error {
+	ends := [][]string{{"tc", "qdisc"}, {"nsenter", "--net=" + n.Path(), "--", "tc", "qdisc"}}
+	for i, device := range []string{n.link, "eth0"} {
+		change := append(ends[i], "del", "dev", device, "root")
+		if megabits > 0 {
+			change = append(ends[i], "replace", "dev", device, "root", "tbf", "rate", fmt.Sprintf("%dmbit", megabits), "burst", "64kb", "latency", "20ms")
+		}
+		if err := run(change[0], change[1:]...); err != nil {
+			return fmt.Errorf("shape the line of %s: %w", n.name, err)
+		}
+	}
+	return nil
+}
+
 // Command prepares a command that runs inside the namespace. The process is the command itself, not a
 // wrapper: killing it kills the command.
 func (n *Netns) Command(name string, args ...string) *exec.Cmd {
