@@ -159,7 +159,7 @@ func TestKubectlPortForwardHalfClose(t *testing.T) {
 			w.Errorf("the answer of one who reads to the end: %q, %v", got, err)
 		}
 
-		// A port at which nobody listens: said at this end, and the others go on.
+		// A port at which nobody listens: said at this end.
 		address, call := w.forward(pod, 9999)
 		if page, err := fetch(address, "/"); err == nil {
 			w.Errorf("nobody listens, and %q came", page)
