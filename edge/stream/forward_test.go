@@ -151,6 +151,16 @@ func forwardHalves(t *testing.T, n *node) {
 	there("/tmp/over")
 }
 
+// forwardToWeb opens a session to a pod in the network of this test.
+func forwardToWeb(t *testing.T) *forwarding {
+	t.Helper()
+	f, refused := newAPI(t, &fake{running: []string{"sandbox"}}, nil).forwardBy("/portForward/shop/web", "portforward.k8s.io")
+	if refused != "" {
+		t.Fatal(refused)
+	}
+	return f
+}
+
 // TestClientOfAPodThatDoesNotReadIsLetGo: what the pod does not take waits, and must not
 // hide that the client has gone.
 func TestClientOfAPodThatDoesNotReadIsLetGo(t *testing.T) {
@@ -223,11 +233,7 @@ func TestSlowPodGetsAllOfAClientThatHasGone(t *testing.T) {
 	pod, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
 	t.Cleanup(func() { pod.Close() })
-	a := newAPI(t, &fake{running: []string{"sandbox"}}, nil)
-	f, refused := a.forwardBy("/portForward/shop/web", "portforward.k8s.io")
-	if refused != "" {
-		t.Fatal(refused)
-	}
+	f := forwardToWeb(t)
 	data, _ := f.open(pod.Addr().(*net.TCPAddr).Port)
 	conn, err := pod.Accept()
 	must(t, err)
@@ -262,11 +268,7 @@ func TestPodThatTakesNewConnectionsLate(t *testing.T) {
 	must(t, err)
 	defer waits.Close()
 
-	a := newAPI(t, &fake{running: []string{"sandbox"}}, nil)
-	f, refused := a.forwardBy("/portForward/shop/web", "portforward.k8s.io")
-	if refused != "" {
-		t.Fatal(refused)
-	}
+	f := forwardToWeb(t)
 	data, problems := f.open(pod.Addr().(*net.TCPAddr).Port)
 	time.Sleep(11 * time.Second) // past the attempts of the first 7 s
 	must(t, pod.(*net.TCPListener).SetDeadline(time.Now().Add(patience)))
@@ -288,11 +290,7 @@ func TestPodThatResetsAConnection(t *testing.T) {
 	pod, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
 	defer pod.Close()
-	a := newAPI(t, &fake{running: []string{"sandbox"}}, nil)
-	f, refused := a.forwardBy("/portForward/shop/web", "portforward.k8s.io")
-	if refused != "" {
-		t.Fatal(refused)
-	}
+	f := forwardToWeb(t)
 	open := func() (data, problems *spdystream.Stream, conn *net.TCPConn) {
 		t.Helper()
 		data, problems = f.open(pod.Addr().(*net.TCPAddr).Port)
