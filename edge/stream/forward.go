@@ -208,9 +208,13 @@ func (f *forwarder) giveUp(request string, st *spdystream.Stream) {
 	}
 }
 
-// end ends both streams, and says what went wrong.
+// end ends both streams, and says what went wrong. That the pod has reset the connection,
+// be it as soon as it was made, is only said by a reset: programs do that, it is this
+// connection's end and no other's, and kubectl ends all of them when it is told of an error.
 func (f *forwarder) end(data, problems *spdystream.Stream, err error) {
-	if err != nil && f.ctx.Err() == nil {
+	if errors.Is(err, unix.ECONNRESET) {
+		_ = data.Reset()
+	} else if err != nil && f.ctx.Err() == nil {
 		_, _ = fmt.Fprintf(problems, "forward port %s of pod %s: %v", data.Headers().Get(streamPort), f.pod, err)
 	}
 	for _, st := range []*spdystream.Stream{data, problems} {
@@ -250,16 +254,10 @@ func (f *forwarder) connect(data *spdystream.Stream) error {
 			}
 		})
 	})
-	err = transfer(unbroken{data}, conn, &f.s.buffers)
-	switch {
-	case errors.Is(err, errBrokenOff) || errors.Is(err, net.ErrClosed):
-		return nil
-	case errors.Is(err, unix.ECONNRESET):
-		// Programs do that. It is this connection's end and no other's, and kubectl ends
-		// all of them when it is told of an error.
-		_ = data.Reset()
-		return nil
-	case err != nil:
+	if err := transfer(unbroken{data}, conn, &f.s.buffers); err != nil {
+		if errors.Is(err, errBrokenOff) || errors.Is(err, net.ErrClosed) {
+			return nil
+		}
 		return err
 	}
 	if err := data.Close(); err != nil {
